@@ -57,6 +57,8 @@ def draw(run, out, title):
 
 def train(args):
     "Train, then report the test accuracy and draw a picture"
+    import torch
+    torch.set_num_threads(args.threads)
     learn, run = make_run(args)
     n = sum(p.numel() for p in learn.model.parameters())
     device = next(learn.model.parameters()).device
@@ -137,7 +139,7 @@ def out_file(s):
 
 def parser():
     "The commands and their options"
-    p = argparse.ArgumentParser('minifast', description='Deep learning from the foundations: lessons as a library.')
+    p = argparse.ArgumentParser('minifast', description='Deep learning from the foundations.')
     p.add_argument('--version', action='version', version=f'minifast {__version__}')
     sub = p.add_subparsers(title='commands', required=True, metavar='COMMAND')
     fmt = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -150,6 +152,8 @@ def parser():
     t.add_argument('--seed', type=int, default=42, help='the same seed gives the same numbers')
     t.add_argument('--device', type=device_name, default=argparse.SUPPRESS,
                    help='cpu, cuda, mps, …; the best there is if not given')
+    t.add_argument('--threads', type=count, default=1,
+                   help='CPU threads; one is enough here, and gives the same numbers on every machine of a kind')
     t.add_argument('--out', type=out_file, default=Path('minifast-train.png'),
                    help='file for the picture: .png, .pdf or .svg')
     t.set_defaults(func=train)
