@@ -157,7 +157,7 @@ def parser():
     t.add_argument('--out', type=out_file, default=Path('minifast-train.png'),
                    help='file for the picture: .png, .pdf or .svg')
     t.set_defaults(func=train)
-    le = sub.add_parser('lessons', help='copy the lesson notebooks of this version to a folder', description=(
+    le = sub.add_parser('lessons', help='copy the lessons of this version to a folder', description=(
         'Copy the lesson notebooks that fit the installed version to a folder. A file that is there already '
         'is never overwritten.'))
     le.add_argument('dest', type=Path, metavar='DEST', help='the folder; made if it does not exist')

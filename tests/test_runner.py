@@ -305,6 +305,12 @@ def test_a_skipped_phase_is_a_dash(event, missing):
         assert [o.strip() == '-' for o in run.rows[epoch+1][1:3]] == [math.isnan(v) for v in row]
 
 
+def test_an_epoch_without_a_batch_shows_nothing_of_the_one_before():
+    run = quiet(AvgStatsCallback(accuracy), make(begin_epoch=raising(CancelEpochException(), no)))
+    run.fit(3, make_learner(0))
+    assert [[math.isnan(v) for v in row] for row in numbers(run)] == [[False]*4, [True]*4, [False]*4]
+
+
 @pytest.mark.parametrize('cbs', [(), (make(begin_epoch=raising(CancelEpochException())),)])
 def test_nothing_measured_at_all(cbs):
     run = quiet(AvgStatsCallback(accuracy), *cbs)
@@ -343,6 +349,7 @@ def test_a_second_fit_starts_afresh():
 
 def anew(run): run.loss = run.loss*3
 def in_place(run): run.loss.mul_(3)
+def third(self): self.run.loss = self.loss/3
 
 @pytest.mark.parametrize('act', [anew, in_place])
 @pytest.mark.parametrize('before', [True, False])
@@ -354,6 +361,16 @@ def test_order_of_who_changes_the_loss_doesnt_matter(order, before, act):
     run = quiet(*([cb, stats] if before else [stats, cb]))
     run.fit(1, learn)
     assert_close(numbers(run)[0][0], 3*by_hand(learn, range(3)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('before', [True, False])
+def test_after_batch_of_others_comes_first(before):
+    "… so a loss that was scaled for the step can be put right again"
+    def after_loss(self): anew(self.run)
+    cb,stats,learn = make(after_loss=after_loss, after_batch=third),AvgStatsCallback(),make_learner(0)
+    run = quiet(*([cb, stats] if before else [stats, cb]))
+    run.fit(1, learn)
+    assert_close(numbers(run)[0][0], by_hand(learn, range(3)), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('values, want', [([math.nan, 1., 1.], math.nan), ([math.inf, 1., 1.], math.inf),
