@@ -153,7 +153,7 @@ def parser():
     t.add_argument('--device', type=device_name, default=argparse.SUPPRESS,
                    help='cpu, cuda, mps, …; the best there is if not given')
     t.add_argument('--threads', type=count, default=1,
-                   help='CPU threads; one is enough here, and gives the same numbers on every machine of a kind')
+                   help='CPU threads; one is enough here, and keeps the numbers the same')
     t.add_argument('--out', type=out_file, default=Path('minifast-train.png'),
                    help='file for the picture: .png, .pdf or .svg')
     t.set_defaults(func=train)
