@@ -137,9 +137,8 @@ class _Explaining(_Position):
             if k in str(e): add_note(e, v)
         return e
 
-# %% ../nbs/05aa_training_loop.ipynb #5c855c1d
+# %% ../nbs/05aa_training_loop.ipynb #e7ccc613
 def _graver_than(level, e): return e if _severity(e) > level else None
-
 class _Settling(_Explaining):
     "Fires after_cancel_… for what ends no more than a level, and returns what is graver"
     def _settle(self, e, level):
@@ -166,7 +165,7 @@ class _Steps(_Settling):
         if on['after_step']: self('after_step')
         self.n_iter += 1
 
-# %% ../nbs/05aa_training_loop.ipynb #f6e4d14b
+# %% ../nbs/05aa_training_loop.ipynb #96823e40
 class _BatchLoop(_Steps):
     "One batch and its events"
     def one_batch(self,
@@ -174,10 +173,11 @@ class _BatchLoop(_Steps):
         yb:object, # targets, (bs,…)
     ):
         "Predict and, in training, update; `after_batch` runs whatever happens"
-        self.xb,self.yb,self.pred,self.loss,self.completed = xb,yb,None,None,False
-        e = _attempt(self._steps)
+        self.xb,self.yb,self.pred,self.loss,self.completed,e = xb,yb,None,None,False,None
+        try: self._steps()   # `_attempt`, written out: it saves a call in every batch
+        except BaseException as err: e = self._explain(err)
         self.opt.zero_grad()
-        if e is not None: e = self._settle(self._explain(e), _BATCH)
+        if e is not None: e = self._settle(e, _BATCH)
         if self._on['after_batch']: e = _attempt(self, 'after_batch', before=e)
         if e is None: return
         try: _reraise(self._settle(e, _BATCH))

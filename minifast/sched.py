@@ -85,12 +85,7 @@ def pg_dicts(
     "Parameter groups from lists of parameters"
     return [{'params': list(o)} for o in pgs]
 
-# %% ../nbs/05c_anneal.ipynb #e407e84b
-def _set_hyper(pg, pname, v):
-    "Set `pname` in a parameter group; the momentum of the Adam family is the first of its betas"
-    if pname == 'momentum' and 'betas' in pg: pg['betas'] = (v, *pg['betas'][1:])
-    else: pg[pname] = v
-
+# %% ../nbs/05c_anneal.ipynb #283b9a03
 def _check_pname(cb):
     "ValueError if `cb` would set what the optimiser hasn't got, or what another callback sets"
     for pg in cb.opt.param_groups:
@@ -100,7 +95,7 @@ def _check_pname(cb):
     who = [type(o).__name__ for o in cb.run.cbs if vars(o).get('pname') == cb.pname]
     if len(who) > 1: raise ValueError(f'{" and ".join(who)} would both set {cb.pname!r}: leave one out')
 
-# %% ../nbs/05c_anneal.ipynb #d9d2f21f
+# %% ../nbs/05c_anneal.ipynb #97aff910
 class ParamScheduler(Callback):
     "`begin_batch` in training: sets the optimiser's `pname` to what the schedule says at `run.pos`"
     _order = 1
@@ -112,16 +107,21 @@ class ParamScheduler(Callback):
         wrong = [f for f in listify(sched_funcs) if not callable(f)]
         if wrong: raise TypeError(f'sched_funcs takes functions of pos, got {wrong[0]!r}: try sched_no(1, 1)')
     def begin_fit(self):
-        n,fs = len(self.opt.param_groups),self.sched_funcs
+        n,fs,self.of = len(self.opt.param_groups),self.sched_funcs,-1
         self.funcs = list(fs) if isinstance(fs, (list, tuple)) else [fs]*n
         if len(self.funcs) != n: raise ValueError(
             f'got {len(self.funcs)} schedules for {n} parameter groups: pass one, or one for each group')
         _check_pname(self)
+    def _plan(self, run):
+        at = [(run.epoch + i/run.iters)/run.epochs for i in range(run.iters)]   # what `run.pos` will be
+        self.of,self.vals = run.epoch,[[float(f(pos)) for pos in at] for f in self.funcs]
     def begin_batch(self):
         run = self.run
         if not run.in_train: return
-        pos = run.pos
-        for pg,f in zip(run.opt.param_groups, self.funcs): _set_hyper(pg, self.pname, float(f(pos)))
+        if self.of != run.epoch: self._plan(run)
+        for pg,vals in zip(run.opt.param_groups, self.vals):
+            if self.pname in pg: pg[self.pname] = vals[run.iter]
+            else: pg['betas'] = (vals[run.iter], *pg['betas'][1:])   # the momentum of the Adam family
 
 # %% ../nbs/05c_anneal.ipynb #288fdb44
 class _Records(Callback):

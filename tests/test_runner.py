@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial, partialmethod
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -24,6 +25,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import minifast
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
 from minifast.core import set_seed
@@ -36,6 +38,7 @@ from minifast.runner import (AvgStats, AvgStatsCallback, EarlyStoppingCallback, 
 exact = partial(assert_close, rtol=0, atol=0)
 quick = settings(max_examples=60, deadline=None)
 same = [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+PACKAGE = str(Path(minifast.__file__).parents[1])         # for other processes: the one that is tested here
 COLUMNS = ['epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy', 'seconds']
 
 
@@ -517,7 +520,7 @@ assert not {'fastprogress', 'matplotlib.pyplot', 'IPython'} & set(sys.modules)
 '''
 
 def test_plain_rows_in_a_pipe():
-    env = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': PACKAGE}
     r = subprocess.run([sys.executable, '-W', 'error', '-c', PIPE], capture_output=True, env=env, timeout=120)
     out = r.stdout.decode('ascii')                         # no block characters
     assert (r.returncode, r.stderr) == (0, b'')
@@ -702,8 +705,8 @@ def notebook(request, tmp_path_factory):
     if request.param != 'installed' and not folder:
         pytest.skip('FASTPROGRESS_1_1 names no folder with fastprogress 1.1 and what it needs')
     tmp = tmp_path_factory.mktemp('nb')
-    env.update(OMP_NUM_THREADS='1', IPYTHONDIR=str(tmp/'.ipython'), PYTHONPATH=folder,
-               PATH=os.path.dirname(sys.executable) + os.pathsep + env['PATH'])
+    env.update(OMP_NUM_THREADS='1', IPYTHONDIR=str(tmp/'.ipython'),
+               PYTHONPATH=os.pathsep.join(filter(None, [folder, PACKAGE])), PATH=os.path.dirname(sys.executable) + os.pathsep + env['PATH'])
     nbformat.write(new_notebook(cells=[new_code_cell(o.strip()) for o in CELLS]), tmp/'x.ipynb')
     cmd = [sys.executable, '-c', EXECUTE, tmp/'x.ipynb', tmp]
     r = subprocess.run(cmd, env=env, capture_output=True, text=True)
