@@ -10,42 +10,42 @@ from minifast import __version__
 
 
 def make_run(args):
-    "Learner and Runner for `minifast train`: lesson 04a's network under lesson 05c's one-cycle"
-    from functools import partial
-
+    "Learner and Runner for `minifast train`: the CNN of lesson 06c, watched, under lesson 05c's one-cycle"
+    from minifast.cnn import BatchTransformXCallback, CudaCallback
     from minifast.core import default_device, set_seed
-    from minifast.data import DataBunch, Dataset, get_data, get_dls, normalize_to
-    from minifast.learner import create_learner, get_model
-    from minifast.losses import accuracy, cross_entropy
-    from minifast.runner import AvgStatsCallback, ProgressCallback, Runner
+    from minifast.data import DataBunch, Dataset, get_data, get_dls, mnist_view, normalize_to
+    from minifast.hook_callbacks import ActivationStats
+    from minifast.init import conv_layer, get_learn_run
+    from minifast.losses import accuracy
+    from minifast.runner import AvgStatsCallback, ProgressCallback
     from minifast.sched import ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal
     set_seed(args.seed)
     device = getattr(args, 'device', None) or default_device()
     x_train, y_train, x_valid, y_valid = get_data()
     x_train, x_valid = normalize_to(x_train, x_valid)
     data = DataBunch(*get_dls(Dataset(x_train, y_train), Dataset(x_valid, y_valid), args.bs), c=10).to(device)
-    learn = create_learner(partial(get_model, lr=args.lr, nh=256), cross_entropy, data)
-    learn.model.to(device)
     lrs = combine_scheds([.3, .7], cos_1cycle_anneal(args.lr/10, args.lr, args.lr/100))
-    cbs = [AvgStatsCallback(accuracy), Recorder(), ParamScheduler('lr', lrs), ProgressCallback()]
-    return learn, Runner(cbs)
+    cbs = [CudaCallback(device), BatchTransformXCallback(mnist_view), AvgStatsCallback(accuracy), Recorder(),
+           ParamScheduler('lr', lrs), ProgressCallback(), ActivationStats(every=4)]
+    return get_learn_run([8, 16, 32, 64, 64], data, args.lr, conv_layer, cbs=cbs, leak=.1, sub=.4, maxv=6.)
 
 
 def test_accuracy(learn, device):
     "Share of the 10,000 test images that the model of `learn` names rightly"
     import torch
 
-    from minifast.data import get_data, normalize
+    from minifast.data import get_data, mnist_view, normalize
     from minifast.losses import accuracy
     x_train = get_data()[0]
     x, y = get_data('test')
+    x = mnist_view(normalize(x, x_train.mean(), x_train.std()))
     learn.model.eval()
-    with torch.no_grad(): pred = learn.model(normalize(x, x_train.mean(), x_train.std()).to(device))
-    return accuracy(pred.cpu(), y).item()
+    with torch.no_grad(): pred = torch.cat([learn.model(xb.to(device)).cpu() for xb in x.split(1000)])
+    return accuracy(pred, y).item()
 
 
-def draw(run, out, title):
-    "Write a picture of losses and learning rates to file `out`"
+def draw(run, out, layers, title, found):
+    "Write a picture of losses and learning rates to `out`, and one of what the layers did to `layers`"
     import matplotlib
     matplotlib.use('agg')
     from minifast.plot import get_grid
@@ -53,27 +53,34 @@ def draw(run, out, title):
     run.recorder.plot_loss(ax=axs[0])
     run.recorder.plot_lr(ax=axs[1])
     fig.savefig(out, dpi=120)
+    run.activation_stats.plot(found)[0].figure.savefig(layers, dpi=120)
 
 
 def train(args):
-    "Train, then report the test accuracy and draw a picture"
+    "Train, then report the test accuracy and how the layers are, and draw both"
     import torch
     torch.set_num_threads(args.threads)
     learn, run = make_run(args)
-    n = sum(p.numel() for p in learn.model.parameters())
-    device = next(learn.model.parameters()).device
-    print(f'minifast {__version__}: {n:,} parameters on {device}, {len(learn.data.train_ds):,} images, '
-          f'{args.epochs} epochs, batch size {args.bs}, one-cycle up to lr {args.lr:g}, seed {args.seed}',
-          flush=True)
+    n, device = sum(p.numel() for p in learn.model.parameters()), learn.data.train_ds.x.device
+    print(f'minifast {__version__}: a CNN with {n:,} parameters on {device}, '
+          f'{len(learn.data.train_ds):,} images, {args.epochs} epochs, batch size {args.bs}, '
+          f'one-cycle up to lr {args.lr:g}, seed {args.seed}', flush=True)
     start = time.perf_counter()
     try: run.fit(args.epochs, learn)
     except KeyboardInterrupt:
         print(f'\ninterrupted in epoch {run.epoch}; what has been trained is drawn', flush=True)
     seconds = time.perf_counter()-start
-    acc = test_accuracy(learn, device)
-    draw(run, args.out, f'{acc:.2%} of the 10,000 test images right after {seconds:.1f} s of training')
-    print(f'test accuracy {acc:.4f} on 10,000 images after {seconds:.1f} s of training')
-    print(f'losses and learning rates: {args.out}')
+    if not run.n_iter: return 130
+    acc = test_accuracy(learn, next(learn.model.parameters()).device)
+    found = run.activation_stats.diagnose()
+    layers = args.out.with_name(f'{args.out.stem}-layers{args.out.suffix}')
+    words = args.out.with_name(f'{args.out.stem}-diagnosis.txt')
+    draw(run, args.out, layers, f'{acc:.2%} of the 10,000 test images right after {seconds:.1f} s',
+         f'{len(found)} of {len(run.activation_stats.dead)} layers look ill')
+    words.write_text(f'{found}\n', encoding='utf-8')
+    print(f'test accuracy {acc:.4f} on 10,000 images after {seconds:.1f} s of training, telemetry included')
+    print(f'losses and learning rates: {args.out}\nwhat happened in every layer: {layers}')
+    print(f'diagnosis, also in {words}:\n\n{found}')
     return 0 if run.epoch == args.epochs else 130
 
 
@@ -144,9 +151,10 @@ def parser():
     sub = p.add_subparsers(title='commands', required=True, metavar='COMMAND')
     fmt = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     t = sub.add_parser('train', help='train a network on the packaged MNIST', **fmt, description=(
-        'Train a network on the packaged MNIST with the Runner: a table of losses and accuracies while it '
-        'runs, then the accuracy on the 10,000 test images and a picture of losses and learning rates.'))
-    t.add_argument('--epochs', type=count, default=5, help='passes over the 50,000 training images')
+        "Train the lessons' CNN on the packaged MNIST: a table of losses and accuracies while it runs, then "
+        'the accuracy on the 10,000 test images, a picture of losses and learning rates (--out), one of what '
+        'happened in every layer (…-layers), and what looks ill in words (…-diagnosis.txt).'))
+    t.add_argument('--epochs', type=count, default=4, help='passes over the 50,000 training images')
     t.add_argument('--bs', type=count, default=128, help='images in a batch')
     t.add_argument('--lr', type=rate, default=.4, help='highest learning rate of the one-cycle schedule')
     t.add_argument('--seed', type=int, default=42, help='the same seed gives the same numbers')
@@ -155,7 +163,7 @@ def parser():
     t.add_argument('--threads', type=count, default=1,
                    help='CPU threads; one is enough here, and keeps the numbers the same')
     t.add_argument('--out', type=out_file, default=Path('minifast-train.png'),
-                   help='file for the picture: .png, .pdf or .svg')
+                   help='file for the first picture, .png, .pdf or .svg; the others are put beside it')
     t.set_defaults(func=train)
     le = sub.add_parser('lessons', help='copy the lessons of this version to a folder', description=(
         'Copy the lesson notebooks that fit the installed version to a folder. A file that is there already '

@@ -20,3 +20,10 @@ from .loop import *
 from .runner import *
 from .sweep import *
 from .sched import *
+from .cnn import *
+from .hooks import *
+from .telemetry import *
+from .diagnosis import *
+from .summary import *
+from .hook_callbacks import *
+from .init import *

@@ -157,12 +157,20 @@ def test_lessons_into_a_file(env, tmp_path):
     assert r.returncode and 'Traceback' not in r.stderr and 'x' in r.stderr
 
 def test_train_in_a_pipe(env, tmp_path):
-    "One epoch in an empty folder: plain rows, the picture that is announced, nothing on stderr"
-    r = sh(env/'minifast', 'train', '--epochs', '1', '--bs', '512', cwd=tmp_path)
+    "One epoch in an empty folder: plain rows, the files that are announced, nothing on stderr"
+    r = sh(env/'minifast', 'train', '--epochs', '1', cwd=tmp_path)
     assert not re.search('[\r\u2580-\u259f\x1b]', r.stdout) and not r.stderr
-    (pic,) = tmp_path.iterdir()
-    assert pic.name in r.stdout and pic.read_bytes()[:4] == b'\x89PNG'
+    out, layers, words = (tmp_path/f'minifast-train{o}' for o in ('.png', '-layers.png', '-diagnosis.txt'))
+    assert set(tmp_path.iterdir()) == {out, layers, words}
+    assert all(p.name in r.stdout for p in (out, layers, words))
+    assert {p.read_bytes()[:4] for p in (out, layers)} == {b'\x89PNG'} and words.read_text() in r.stdout
+    assert 'layers, 98 batches): no layer looks ill' in words.read_text()
     assert float(re.search(r'test accuracy (0\.\d+)', r.stdout)[1]) > .9
+
+def test_train_that_goes_wrong_says_where(env, tmp_path):
+    r = sh(env/'minifast', 'train', '--epochs', '1', '--bs', '512', '--lr', '1000', cwd=tmp_path)
+    assert re.search(r'(exploding|dead) from iteration \d+ on', r.stdout) and not r.stderr
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 # --- imports

@@ -439,6 +439,13 @@ def test_rows_that_are_printed(capsys):
     assert all([m.end() for m in re.finditer(r'\S+', o)] == ends for o in lines)     # flush right
 
 
+def test_the_header_comes_with_the_first_row():
+    skip = raising(CancelBatchException, lambda self: self.epoch == 0)   # the rest of that after_epoch
+    run = quiet(AvgStatsCallback(accuracy), make(after_epoch=skip))
+    run.fit(3, make_learner())
+    assert [row[0].strip() for row in run.rows] == ['epoch', '1', '2']
+
+
 def test_the_logger_is_anybodys():
     run,rows = Runner(AvgStatsCallback()),[]
     run.logger = rows.append
@@ -706,7 +713,8 @@ def notebook(request, tmp_path_factory):
         pytest.skip('FASTPROGRESS_1_1 names no folder with fastprogress 1.1 and what it needs')
     tmp = tmp_path_factory.mktemp('nb')
     env.update(OMP_NUM_THREADS='1', IPYTHONDIR=str(tmp/'.ipython'),
-               PYTHONPATH=os.pathsep.join(filter(None, [folder, PACKAGE])), PATH=os.path.dirname(sys.executable) + os.pathsep + env['PATH'])
+               PYTHONPATH=os.pathsep.join([*[folder]*bool(folder), PACKAGE]),
+               PATH=os.path.dirname(sys.executable) + os.pathsep + env['PATH'])
     nbformat.write(new_notebook(cells=[new_code_cell(o.strip()) for o in CELLS]), tmp/'x.ipynb')
     cmd = [sys.executable, '-c', EXECUTE, tmp/'x.ipynb', tmp]
     r = subprocess.run(cmd, env=env, capture_output=True, text=True)

@@ -1,0 +1,805 @@
+"Hooks: what they see equals a manual forward, they change nothing, and nothing of them stays"
+import copy
+import gc
+import math
+import pickle
+import subprocess
+import sys
+import weakref
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minifast import hooks as module
+from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
+                               CancelTrainException)
+from minifast.cnn import get_runner
+from minifast.core import ListContainer
+from minifast.data import DataBunch, Dataset, get_dls
+from minifast.hooks import Hook, Hooks, append_stats, children, first_tensor, get_hist, get_min, leaked_hooks
+from minifast.init import GeneralRelu
+from minifast.plot import plot_hists, plot_layers
+from minifast.sched import LR_Find
+
+
+def net(): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+def shape(hook, mod, inp, outp): return tuple(outp.shape)
+def count(hook, mod, inp, outp): hook.n = getattr(hook, 'n', 0) + 1
+def x(n=7): return torch.randn(n, 6)
+def traces(m):
+    "Everything on the modules that a hook could have changed"
+    return [(sorted(vars(o)), [list(v) for k, v in vars(o).items() if 'hooks' in k and v is not None],
+             o._is_full_backward_hook) for o in m.modules()]
+
+
+# --- children
+
+def test_children():
+    m = net()
+    assert children(m) == list(m) and isinstance(children(m), list) and children(m[0]) == []
+    assert children(nn.Sequential(m, m)) == [m]
+    with pytest.raises(TypeError, match='got list: pass a layer'): children([m])
+
+
+# --- one hook
+
+def test_function_gets_hook_module_input_and_output():
+    m, xb, seen = net(), x(), []
+    hook = Hook(m[2], lambda *args: seen.append(args) or 'kept')
+    assert hook.stored is None and hook.active
+    out = m(xb)
+    (h, mod, inp, outp), = seen
+    assert h is hook and mod is m[2] and isinstance(inp, tuple) and hook.stored == 'kept'
+    assert_close(inp[0], m[:2](xb)); assert_close(outp, m[:3](xb)); assert_close(out, m[3:](outp))
+
+@pytest.mark.parametrize('res', [None, 0, torch.zeros(7, 3), 'text', (1, 2)])
+@pytest.mark.parametrize('forward', [True, False])
+def test_a_result_never_replaces_anything(res, forward):
+    m, xb = net(), x()
+    m(xb).sum().backward()
+    want, grads = m(xb), [p.grad.clone() for p in m.parameters()]
+    m.zero_grad()
+    with Hooks(m, lambda *args: res, forward) as hooks:
+        got = m(xb)
+        got.sum().backward()
+    assert_close(got, want, rtol=0, atol=0)
+    assert_close([p.grad for p in m.parameters()], grads, rtol=0, atol=0)
+    assert all(h.stored is res for h in hooks)
+
+def by_remove(m): Hook(m[0], count).remove()
+def by_remove_twice(m): h = Hook(m[0], count); h.remove(); h.remove()
+def by_with(m):
+    with Hook(m[0], count): m(x())
+def by_with_and_remove(m):
+    with Hook(m[0], count) as h: h.remove()
+def by_error(m):
+    with pytest.raises(KeyError), Hook(m[0], count): m(x()); raise KeyError
+def by_ctrl_c(m):
+    with pytest.raises(KeyboardInterrupt), Hook(m[0], count): raise KeyboardInterrupt
+def by_error_in_the_function(m):
+    with pytest.raises(ZeroDivisionError), Hook(m[0], lambda *a: 1/0): m(x())
+def by_error_in_the_model(m):
+    with pytest.raises(RuntimeError), Hook(m[0], count): m(torch.randn(3, 99))
+def by_del(m): h = Hook(m[0], count); m(x()); del h
+def by_scope(m): h = Hook(m[0], count); m(x())   # noqa: F841
+def by_rebinding(m): hs = [Hook(o, count) for o in m]; m(x()); hs = [Hook(o, count) for o in m]   # noqa: F841
+def by_gc(m): h = Hook(m[0], count); h.me = h; del h; gc.collect()
+def by_gc_of_a_closure(m): hs = []; hs.append(Hook(m[0], lambda *a: hs)); m(x()); del hs; gc.collect()   # noqa: F821
+def by_del_of_the_first(m): a = Hook(m[0], count); b = Hook(m[1], count); del a; assert not m[0]._forward_hooks; del b
+def by_nobody(m): Hook(m[0], count)
+def by_failing_init(m):
+    for bad in (None, 3, 'f'):
+        with pytest.raises(TypeError): Hook(m[0], bad)
+def backward(m): h = Hook(m[2], count, False); m(x()).sum().backward(); del h
+def backward_with(m):
+    with Hook(m[0], count, is_forward=False): m(x()).sum().backward()
+def many_with(m):
+    with Hooks(m, append_stats): m(x())
+def many_error(m):
+    with pytest.raises(KeyError), Hooks(m, append_stats) as hs: hs.me = hs; raise KeyError
+def many_del(m): hs = Hooks(m, append_stats); m(x()); del hs
+def many_remove(m): hs = Hooks(m, append_stats); hs[:2].remove(); hs.remove()
+def many_partly(m):
+    with pytest.raises(TypeError, match='got str'): Hooks([m[0], m[1], 'm[2]'], count)
+def many_del_slice(m): hs = keep = Hooks(m, count); held = list(hs); del hs[:]; assert held and not len(keep)
+def many_backward(m):
+    with Hooks(m, count, is_forward=False): m(x()).sum().backward()
+def nested(m):
+    with Hooks(m, append_stats), Hook(m[0], count) as h, Hooks(m, count, False): m(x()).sum().backward()
+    assert h.n == 1
+
+WAYS = [f for k, f in sorted(globals().items()) if k.startswith(('by_', 'backward', 'many_', 'nested'))]
+
+@pytest.mark.parametrize('way', WAYS, ids=lambda f: f.__name__)
+def test_nothing_stays(way):
+    m = net()
+    before = traces(m)
+    for _ in range(5):
+        way(m)
+        assert leaked_hooks(m) == [] and traces(m) == before
+        m(x())
+
+def test_a_removed_hook_is_silent():
+    m, h = net(), None
+    h = Hook(m[0], count)
+    m(x()); h.remove(); m(x())
+    assert h.n == 1 and not h.active
+
+def test_while_held_it_stays():
+    m = net()
+    hooks = [Hook(o, count) for o in children(m[:3])]
+    gc.collect()
+    for _ in range(3): m(x())
+    assert [h.n for h in hooks] == [3, 3, 3] and all(h.active for h in hooks)
+
+def test_deleting_one_of_two_keeps_the_other():
+    m = net()
+    a, b = Hook(m[0], count), Hook(m[0], shape)
+    del a
+    m(x())
+    assert b.stored == (7, 5) and len(leaked_hooks(m)) == 1
+    assert not copy.deepcopy(m)[0]._forward_hooks
+
+def test_removed_between_forward_and_backward_it_is_silent():
+    m = net()
+    with Hook(m[2], count, is_forward=False) as h: loss = m(x()).sum()
+    loss.backward()
+    assert not hasattr(h, 'n')
+
+def test_two_hooks_keep_apart_what_they_note():
+    m = net()
+    a, b = Hook(m[0], append_stats), Hook(m[0], append_stats)
+    m(x()); a.remove(); m(x())
+    assert len(a.stats[0]) == 1 and len(b.stats[0]) == 2
+
+def test_a_hook_keeps_no_module_alive():
+    m = net()
+    hooks, ref = Hooks(m, shape), weakref.ref(m[0])
+    m(x())
+    del m; gc.collect()
+    assert ref() is None
+    hooks.remove()
+
+def test_a_removed_hook_keeps_no_function_of_the_model():
+    m, f = net(), net()
+    ref = weakref.ref(f)
+    h = Hook(m[0], lambda *a, f=f: None)
+    del h, f
+    assert ref() is None
+
+@pytest.mark.parametrize('bad', [3, None, 'layer', torch.zeros(3), [nn.ReLU()]])
+def test_what_is_no_module_is_refused(bad):
+    with pytest.raises(TypeError, match=f'got {type(bad).__name__}: pass a layer'): Hook(bad, count)
+    with pytest.raises(TypeError, match='got'): Hooks([bad], count)
+
+@pytest.mark.parametrize('m', [nn.Linear(2, 2), nn.Sequential()])
+def test_what_is_no_function_is_refused(m):
+    with pytest.raises(TypeError, match='f must be a function of .hook, mod, inp, outp., got NoneType'): Hook(m, None)
+
+def test_nothing_is_said_on_stderr():
+    code = '''if 1:
+    import copy, gc, pickle
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+    from minifast.hooks import Hook, Hooks
+    for bad in (3, None, nn.ReLU):
+        try: Hook(bad, print)
+        except TypeError: pass
+        try: Hooks([nn.ReLU(), bad], print)
+        except TypeError: pass
+    gc.collect()
+    m = nn.ReLU()
+    for forward in (True, False):
+        h = Hook(m, print, forward); c = copy.deepcopy(h), pickle.loads(pickle.dumps(m)); del h, c
+    try:
+        with Hooks(m, print): raise KeyboardInterrupt
+    except KeyboardInterrupt: pass
+    h = Hook(m, print); hs = Hooks(m, print); me = [Hook(m, print)]; me.append(me); c = copy.copy(h)
+    RemovableHandle.remove = lambda self: print('no work at exit')'''
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0 and r.stdout == r.stderr == ''
+
+def test_an_error_says_that_it_was_in_a_hook():
+    m = net()
+    with pytest.raises(TypeError) as e, Hook(m[0], lambda mod, inp, outp: None): m(x())
+    assert 'in hook <lambda> on Linear, called as f(hook, mod, inp, outp)' in str(getattr(e.value, '__notes__', e.value))
+
+def test_repr():
+    m = net()
+    h = Hook(m[0], partial(append_stats, bins=3))
+    assert repr(h) == 'Hook(Linear, partial(append_stats))'
+    h.remove()
+    assert repr(h) == 'Hook(Linear, partial(append_stats)) removed'
+
+
+# --- other people's hooks, and copies
+
+def test_hooks_of_others_stay_in_place_and_order():
+    m, log = net(), []
+    def yours(k): return lambda mod, inp, outp: log.append(k)
+    first = m[0].register_forward_hook(yours('first'))
+    ours = Hook(m[0], lambda *a: log.append('ours'))
+    m[0].register_forward_hook(yours('last'))
+    m[0].register_forward_pre_hook(lambda mod, inp: log.append('pre'))
+    m(x()); ours.remove(); m(x())
+    assert log == ['pre', 'first', 'ours', 'last', 'pre', 'first', 'last']
+    first.remove()
+    m(x())
+    assert log[-2:] == ['pre', 'last']
+
+def test_hooks_of_others_that_replace_still_do():
+    m = net()
+    m[0].register_forward_hook(lambda mod, inp, outp: outp*0)
+    with Hook(m[0], lambda h, mod, i, o: o) as h: m(x())
+    assert (h.stored == 0).all()
+
+def test_a_backward_hook_of_another_kind_can_follow():   # PyTorch allows one kind on a module
+    m = net()
+    with Hook(m[1], count, is_forward=False): pass
+    assert m[1]._is_full_backward_hook is None
+    m[1]._is_full_backward_hook = False   # what the other kind sets
+    with Hook(m[1], count): pass
+    m[2].register_full_backward_hook(lambda *a: None)
+    with Hook(m[2], count, is_forward=False): pass
+    assert m[2]._is_full_backward_hook is True
+
+def yours(mod, inp, outp): pass
+
+COPIES = dict(deepcopy=copy.deepcopy, copy=copy.copy, pickle=lambda m: pickle.loads(pickle.dumps(m)),
+              old_pickle=lambda m: pickle.loads(pickle.dumps(m, protocol=2)))
+
+@pytest.mark.parametrize('how', COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize('forward', [True, False])
+def test_copies_carry_no_hook_of_ours(how, forward):
+    m, xb = net(), x()
+    m[0].register_forward_hook(yours)
+    def unpicklable(*args): pass
+    with Hooks([m, *m], unpicklable, forward), Hook(m[0], unpicklable): c = how(m)
+    if how is not copy.copy: assert c[0] is not m[0] and traces(c)[0] == traces(m)[0]
+    found = [f for o in c.modules() for k, v in vars(o).items() if k.endswith('_hooks') and v for f in v.values()]
+    assert found == [yours] and leaked_hooks(c) == [] and not any('__getstate__' in vars(o) for o in c.modules())
+    assert_close(c(xb), m(xb))
+
+@pytest.mark.parametrize('how', COPIES.values(), ids=COPIES)
+def test_copying_leaves_the_original_hooked(how):
+    m = net()
+    hooks = Hooks(m, count)
+    c = how(nn.Sequential(m))
+    if how is not copy.copy:
+        c(x())
+        assert not any(hasattr(h, 'n') for h in hooks)
+    m(x())
+    assert [h.n for h in hooks] == [1]*5 and len(leaked_hooks(m)) == 5
+
+def test_torch_save(tmp_path):
+    m = net()
+    with Hooks(m, lambda *a: None): torch.save(m, tmp_path/'m')
+    c = torch.load(tmp_path/'m', weights_only=False)
+    assert leaked_hooks(c) == [] and all(not o._forward_hooks for o in c.modules())
+    with Hooks(m, count): assert m.state_dict().keys() == c.state_dict().keys()
+
+class OwnState(nn.Linear):
+    def __getstate__(self): return {**self.__dict__, 'mark': 1}
+
+class OwnCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        new = type(self)(self.in_features, self.out_features)
+        new.__dict__.update(copy.deepcopy({k: v for k, v in vars(self).items() if k != '__getstate__'}, memo))
+        return new
+
+def test_a_module_with_a_state_of_its_own():
+    m = OwnState(6, 5)
+    with Hook(m, count): c = copy.deepcopy(m)
+    assert c.mark == 1 and not c._forward_hooks
+
+class StateNoDict(nn.Linear):
+    def __getstate__(self): return self.in_features, self.out_features
+    def __setstate__(self, state): self.__init__(*state)
+
+def test_a_state_that_is_no_dict_is_handed_on():
+    m = StateNoDict(6, 5)
+    with Hook(m, count) as h: c = copy.deepcopy(m)
+    c(x())
+    assert c.out_features == 5 and not c._forward_hooks and not hasattr(h, 'n')
+
+def test_a_module_that_copies_itself_gets_hooks_that_do_nothing():
+    m = OwnCopy(6, 5)
+    with Hook(m, count) as h:
+        c = copy.deepcopy(m)
+        c(x())
+        assert not hasattr(h, 'n')
+
+@pytest.mark.parametrize('how', COPIES.values(), ids=COPIES)
+def test_a_copied_hook_keeps_its_numbers_and_hooks_nothing(how):
+    m = net()
+    hooks = Hooks(m, append_stats)
+    m(x())
+    c = how(hooks[0])
+    assert not c.active and len(leaked_hooks(m)) == 5
+    assert_close(list(c.stats), list(hooks[0].stats)); assert_close(get_min(c), get_min(hooks[0]))
+    c.remove(); del c; gc.collect()
+    m(x())
+    assert len(hooks[0].stats[0]) == 2 and len(leaked_hooks(m)) == 5
+    if how is not copy.copy: assert len(how(hooks)) == 5 and isinstance(how(hooks), Hooks)
+
+
+# --- backward
+
+def test_backward_hooks_see_autograds_gradients():
+    m, xb = net(), x().requires_grad_()
+    outs = [xb]
+    for layer in m: outs.append(layer(outs[-1]))
+    want = torch.autograd.grad(outs[-1].square().sum(), outs)
+    with Hooks(m, lambda h, mod, gi, go: (gi, go), is_forward=False) as hooks: m(xb).square().sum().backward()
+    for i, h in enumerate(hooks):
+        (gi,), (go,) = h.stored
+        assert_close(gi, want[i]); assert_close(go, want[i+1])
+
+def test_the_first_layer_warns_nobody():   # warnings are errors here
+    m = net()
+    with Hooks(m, lambda h, mod, gi, go: gi, is_forward=False) as hooks: m(x()).sum().backward()
+    assert hooks[0].stored == (None,) and hooks[1].stored[0].shape == (7, 5)
+
+@pytest.mark.parametrize('hook', [Hook, Hooks])
+def test_the_in_place_trap_is_explained(hook):
+    m = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True))
+    with pytest.raises(RuntimeError) as e, hook(m[0], count, is_forward=False): m(x())
+    assert 'make the next layer with inplace=False' in str(getattr(e.value, '__notes__', e.value))
+    assert leaked_hooks(m) == []
+    m(x()).sum().backward()
+
+def test_a_backward_hook_on_a_layer_in_place_is_refused():
+    m = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True))
+    before = traces(m)
+    with pytest.raises(ValueError, match='ReLU.inplace=True. changes its input in place.*inplace=False'):
+        Hook(m[1], count, is_forward=False)
+    with pytest.raises(ValueError): Hooks(m, count, is_forward=False)
+    assert traces(m) == before
+    with Hook(m[1], count) as h: m(x())
+    assert h.n == 1
+
+
+# --- many hooks
+
+def test_hooks_of_a_model_are_those_of_its_children():
+    m = nn.Sequential(net(), nn.ReLU())
+    with Hooks(m, count) as hooks: m(x())
+    assert isinstance(hooks, ListContainer) and [h.n for h in hooks] == [1, 1] and len(hooks) == 2
+    with Hooks(list(m[0]), shape) as hooks: m(x())
+    assert [h.stored for h in hooks] == [(7, 5), (7, 5), (7, 4), (7, 4), (7, 3)]
+    with Hooks((o for o in m[0]), shape) as hooks: assert len(hooks) == 5
+    with Hooks(m[0][0], shape) as hooks: m(x()); assert [h.stored for h in hooks] == [(7, 5)]
+    assert len(Hooks([], count)) == 0
+
+@pytest.mark.parametrize('idx, want', [
+    (slice(1, 3), [1, 2]), (slice(None, None, -2), [4, 2, 0]), ([0, -1], [0, 4]), ([True, False]*2 + [True], [0, 2, 4]),
+    (torch.tensor([False, True, False, False, True]), [1, 4]), (np.array([True]*5), [0, 1, 2, 3, 4]), ([], [])])
+def test_a_part_shares_its_hooks(idx, want):
+    m = net()
+    hooks = Hooks(m, count)
+    part = hooks[idx]
+    assert type(part) is Hooks and len(part) == len(want)
+    assert all(a is hooks[i] for a, i in zip(part, want))
+    part.remove()
+    assert [h.active for h in hooks] == [i not in want for i in range(5)]
+    del part; gc.collect()
+    assert len(leaked_hooks(m)) == 5 - len(want)
+
+def test_letting_go_of_a_part_keeps_the_hooks():
+    m = net()
+    hooks = Hooks(m, count)
+    part = hooks[:3]
+    del part; gc.collect()
+    assert len(leaked_hooks(m)) == 5 and len(hooks) == 5
+
+@pytest.mark.parametrize('idx, left', [(0, [1, 2, 3, 4]), (-1, [0, 1, 2, 3]), (slice(1, 3), [0, 3, 4]), ([0, 2], [1, 3, 4]),
+                                       (torch.tensor([True]*4 + [False]), [4])])
+def test_deleting_removes(idx, left):
+    m = net()
+    hooks = Hooks(m, count)
+    held = list(hooks)
+    del hooks[idx]
+    assert [h.active for h in held] == [i in left for i in range(5)]
+    assert list(hooks) == [held[i] for i in left] and [int(o.name) for o in leaked_hooks(m)] == left
+
+@pytest.mark.parametrize('ms, forward, exc', [([0, 1, 'no module'], True, TypeError), ([0, 1, 4], False, ValueError)])
+def test_half_a_construction_leaves_nothing_even_while_the_error_is_looked_at(ms, forward, exc):
+    m = nn.Sequential(*net()[:4], nn.ReLU(inplace=True))
+    with pytest.raises(exc) as e: Hooks([m[o] if o in range(5) else o for o in ms], count, forward)
+    assert leaked_hooks(m) == [] and e.value.__traceback__ is not None
+
+def test_bad_indices_remove_nothing():
+    m = net()
+    hooks = Hooks(m, count)
+    for bad in (9, [0, 9], [True]):
+        with pytest.raises((IndexError, ValueError)): del hooks[bad]
+    assert len(leaked_hooks(m)) == len(hooks) == 5
+
+def test_a_long_repr_says_that_there_is_more():
+    m = nn.Sequential(*[nn.ReLU() for _ in range(12)])
+    with Hooks(m, count) as hooks: r = repr(hooks)
+    assert r.startswith('Hooks (12 items)\n[Hook(ReLU, count), ') and r.endswith(', ...]')
+
+def test_with_gives_the_hooks_and_keeps_what_they_noted():
+    m = net()
+    with Hooks(m, append_stats) as hooks: assert isinstance(hooks, Hooks); m(x())
+    assert all(len(h.stats[0]) == 1 for h in hooks) and not any(h.active for h in hooks)
+
+
+# --- what is still there
+
+def test_leaked_hooks_says_where():
+    m = nn.Sequential(net(), nn.ReLU())
+    hooks = [Hook(m[0][2], partial(append_stats, bins=3))]   # this very line
+    hooks += Hooks([m, m[1]], count, is_forward=False)   # and this one
+    a, first, b = leaked_hooks(m)
+    assert [(o.name, o.kind, o.func) for o in (a, first, b)] == [
+        ('', 'backward', 'count'), ('0.2', 'forward', 'partial(append_stats)'), ('1', 'backward', 'count')]
+    assert first.where.startswith('test_hooks.py, line ') and first.where.endswith('   # this very line')
+    assert a.where == b.where and a.where.endswith('   # and this one')
+    assert tuple(first) == (first.name, first.kind, first.func, first.where)
+
+def test_the_place_is_outside_of_the_package():
+    class Watching(Callback):
+        def begin_fit(self): self.at = leaked_hooks(self.model)
+    m = net()
+    learn, run = get_runner(m, data(), cbs=[Watching(), type('Made', (Callback,), dict(begin_fit=make_inside, _order=-9))()])
+    run.fit(0, learn)   # here
+    assert [o.where.endswith('   # here') for o in run.watching.at] == [True]
+
+def test_the_place_is_right_where_the_lesson_itself_defines_hook():
+    with open(module.__file__) as f: code = f.read().replace('from .', 'from minifast.')
+    lesson = {'__name__': '__main__'}
+    exec(compile(code, 'cell', 'exec'), lesson)
+    m = net()
+    hooks = lesson['Hooks'](m, count)   # made here
+    assert len(hooks) == 5 and all(o.where.endswith('   # made here') for o in lesson['leaked_hooks'](m))
+
+INSIDE = dict(__name__='minifast.somewhere', Hook=Hook, count=count)
+exec('def make_inside(self): self.hook = Hook(self.model[0], count)', INSIDE)
+make_inside = INSIDE['make_inside']
+
+def test_hooks_of_others_are_told_apart():
+    m = net()
+    m[0].register_forward_hook(yours)
+    m[1].register_forward_pre_hook(lambda mod, inp: None)
+    m[2].register_full_backward_hook(lambda *a: None)
+    m[3].register_full_backward_pre_hook(yours)
+    assert leaked_hooks(m) == []
+    with Hook(m[0], count):
+        assert len(leaked_hooks(m)) == 1
+        assert [tuple(o) for o in leaked_hooks(m, foreign=True)] == [
+            ('0', 'forward', 'yours', ''), ('1', 'forward pre', '<lambda>', ''), ('2', 'backward', '<lambda>', ''),
+            ('3', 'backward pre', 'yours', '')]
+
+def test_leaked_hooks_wants_a_module():
+    with pytest.raises(TypeError, match='got list'): leaked_hooks([net()])
+
+
+# --- a Runner's fit
+
+class RaiseAt(Callback):
+    def __init__(self, event, exc): self.exc = exc; setattr(self, event, self.act)
+    def act(self): raise self.exc
+
+class Watch(Callback):
+    "Hooks that live from begin_fit to after_fit"
+    _order = -5
+    def begin_fit(self): self.hooks = Hooks(self.model, append_stats)
+    def after_fit(self): self.hooks.remove()
+
+def data(n=24, bs=8):
+    ds = Dataset(torch.randn(n, 6), torch.arange(n) % 3)
+    return DataBunch(*get_dls(ds, ds, bs), c=3)
+
+FIRST = dict(after_cancel_batch=CancelBatchException, after_cancel_epoch=CancelEpochException,
+             after_cancel_train=CancelTrainException)
+
+@pytest.mark.parametrize('exc', [CancelBatchException, CancelEpochException, CancelTrainException, KeyError, KeyboardInterrupt])
+@pytest.mark.parametrize('event', EVENTS)
+def test_no_end_of_a_fit_leaves_a_hook(event, exc):
+    m, d = net(), data()
+    before = traces(m)
+    for _ in range(5):
+        cbs = [RaiseAt(event, exc()), Watch()]
+        if event in FIRST: cbs.append(type('Before', (RaiseAt,), {})('after_loss', FIRST[event]()))
+        learn, run = get_runner(m, d, cbs=cbs)
+        try:
+            with Hooks(m, count) as hooks:
+                assert len(leaked_hooks(m)) == 5
+                run.fit(2, learn)
+        except (KeyError, KeyboardInterrupt): pass
+        assert leaked_hooks(m) == [] and traces(m) == before and not any(h.active for h in hooks)
+
+def test_a_second_fit_and_an_error_in_model_or_loss():
+    m, d = net(), data()
+    learn, run = get_runner(m, d, cbs=[Watch()])
+    for _ in range(5): run.fit(1, learn); assert leaked_hooks(m) == []
+    learn.loss_func = lambda *a: 1/0
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError): run.fit(1, learn)
+        assert leaked_hooks(m) == []
+    learn.model, learn.loss_func = nn.Sequential(*m, nn.Linear(99, 3)), F.cross_entropy
+    for _ in range(5):
+        with pytest.raises(RuntimeError), Hooks(learn.model, count): run.fit(1, learn)
+        assert leaked_hooks(learn.model) == []
+
+class FailsAt(nn.Module):
+    "Hands on what it gets, and raises `exc` at the call `n`, in the forward or in the backward"
+    def __init__(self, exc, n, in_backward=False): super().__init__(); self.exc, self.n, self.in_backward = exc, n, in_backward
+    def fail(self, *args): raise self.exc
+    def forward(self, x):
+        self.n -= 1
+        if self.n == 0 and not self.in_backward: self.fail()
+        if self.n == 0: x.register_hook(self.fail)
+        return x
+
+@pytest.mark.parametrize('exc', [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize('place', ['forward', 'validation', 'backward', 'loss', 'hook'])
+@pytest.mark.parametrize('forward', [True, False])
+def test_an_error_or_ctrl_c_in_model_loss_or_hook(exc, place, forward):
+    def raises(*args): raise exc
+    m, d = nn.Sequential(*net(), nn.Identity()), data()
+    before = traces(m)
+    for _ in range(5):
+        if place in ('forward', 'validation', 'backward'): m[5] = FailsAt(exc, 5 if place == 'validation' else 2, place == 'backward')
+        before = traces(m)
+        learn, run = get_runner(m, d, loss_func=raises if place == 'loss' else F.cross_entropy, cbs=[Watch()])
+        with pytest.raises(exc), Hooks(m, raises if place == 'hook' else count, forward) as hooks: run.fit(2, learn)
+        assert leaked_hooks(m) == [] and traces(m) == before and not any(h.active for h in hooks)
+
+def test_a_diverging_lr_finder():
+    m, d = net(), data()
+    before, weights = traces(m), copy.deepcopy(m.state_dict())
+    for _ in range(5):
+        learn, run = get_runner(m, d, cbs=[Watch(), find := LR_Find(max_iter=60, max_lr=1e9)])
+        with Hooks(m, append_stats) as hooks, Hooks(m, count, False): run.fit(1, learn)
+        assert 5 < len(find.losses) < 60 and len(hooks[0].stats[0]) >= len(find.losses)   # it diverged
+        assert leaked_hooks(m) == [] and traces(m) == before
+        assert_close(m.state_dict(), weights, rtol=0, atol=0)
+
+def test_watching_changes_no_weight():
+    res = []
+    for ms in (lambda m: [], lambda m: m):
+        torch.manual_seed(0)
+        m = net()
+        learn, run = get_runner(m, data(), lr=.5)
+        with Hooks(ms(m), append_stats), Hooks(ms(m), append_stats, is_forward=False): run.fit(2, learn)
+        res.append(m.state_dict())
+    assert_close(*res, rtol=0, atol=0)
+
+def test_training_and_validation_are_apart_and_equal_a_manual_forward():
+    class Manual(Callback):
+        "What every layer gives, before the step that changes it"
+        _order = 9
+        def begin_fit(self): self.seen = {True: [], False: []}
+        def after_pred(self):
+            out, row = self.xb, []
+            for layer in copy.deepcopy(self.model):
+                out = layer(out).detach()
+                row.append([out.mean(), out.std(), out.clamp(-1, 1).histc(20, -1, 1).long(), (out.abs() <= .1).float().mean()])
+            self.seen[self.in_train].append(row)
+    m = net()
+    learn, run = get_runner(m, data(26), cbs=[Manual()])
+    with Hooks(m, partial(append_stats, bins=20, rng=(-1, 1), near=.1)) as hooks: run.fit(3, learn)
+    for i, h in enumerate(hooks):
+        for stats, in_train, n in ((h.stats, True, 12), (h.valid_stats, False, 6)):
+            rows = [row[i] for row in run.manual.seen[in_train]]
+            assert len(rows) == n
+            for j in range(3): assert_close(torch.stack(stats[j]), torch.stack([row[j] for row in rows]))
+            assert_close(get_min(h, valid=not in_train), torch.stack([row[3] for row in rows]))
+
+
+# --- statistics
+
+def noted(act, layer=None, **kw):
+    "A hook after one batch of which `act` is the layer's output"
+    layer = layer or nn.Identity()
+    with Hook(layer, partial(append_stats, **kw)) as hook: layer(act)
+    return hook
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 50), st.floats(-5, 5), st.floats(.1, 9), st.floats(.1, 6), st.integers(0, 10**6))
+def test_stats_equal_numpy(n, bins, lo, width, scale, seed):
+    a = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)*scale
+    lo, hi = float(np.float32(lo)), float(np.float32(lo + width))
+    means, stds, hists = noted(a, bins=bins, rng=(lo, hi), near=.3).stats
+    v = a.numpy()
+    assert_close(means[0].item(), v.mean()); assert_close(stds[0].item(), v.std(ddof=int(n > 1)))
+    got, clipped = hists[0].numpy(), v.clip(lo, hi)
+    assert got.sum() == n and got.shape == (bins,)
+    want = np.histogram(clipped, bins, (lo, hi))[0]
+    edges = np.linspace(lo, hi, bins+1)
+    near_edge = (np.abs(clipped[:, None] - edges).min(1) < 1e-9).sum()
+    assert np.abs(got.cumsum() - want.cumsum()).max() <= near_edge
+    assert (got[0] >= (v <= lo).sum()) and got[-1] >= (v >= hi).sum()
+
+def test_stats_are_there_from_the_start_and_read_as_in_2019():
+    m = net()
+    with Hooks(m, append_stats) as hooks:
+        assert all(len(h.stats) == 3 and list(h.stats) == [[], [], []] == list(h.valid_stats) for h in hooks)
+        for _ in range(4): m(x())
+    for h in hooks:
+        ms, ss, hi = h.stats
+        assert len(ms) == len(ss) == len(hi) == 4 and isinstance(ms, list) and isinstance(h.stats, tuple)
+        assert ms[0].shape == () and hi[0].shape == (40,) and not ms[0].requires_grad and ss[0].grad_fn is None
+        assert torch.stack(h.stats[2]).t().float().log1p().equal(get_hist(h))
+    plot_layers([h.stats[0] for h in hooks], ylabel='mean')
+    plot_hists(get_hist(hooks[0], log=False))
+
+def test_cells_of_2019():
+    def append_pair(hook, mod, inp, outp):
+        if not hasattr(hook, 'stats'): hook.stats = ([], [])
+        means, stds = hook.stats
+        means.append(outp.data.mean()); stds.append(outp.data.std())
+    m = net()
+    hooks = [Hook(l, append_pair) for l in children(m[:4])]
+    m(x())
+    for h in hooks:
+        assert len(h.stats[0]) == 1
+        h.remove()
+    assert leaked_hooks(m) == []
+    with Hooks(m, append_stats) as hooks: m(x())
+    def get_min_2019(h): h1 = torch.stack(h.stats[2]).t().float(); return h1[:2].sum(0)/h1.sum(0)
+    assert get_min_2019(hooks[1]).shape == (1,)
+
+def test_a_function_around_append_stats_works():
+    hook = SimpleNamespace()
+    append_stats(hook, nn.ReLU(), None, torch.ones(3))
+    assert hook.stats[0][0] == 1
+
+@pytest.mark.parametrize('out', [lambda a: (a, None), lambda a: [None, (a,)], lambda a: {'out': a, 'b': 1}, lambda a: {'x': {'y': a}}])
+def test_the_first_tensor_counts(out):
+    a = torch.randn(50)
+    assert_close(noted(out(a)).stats[0][0], a.mean())
+
+def test_lstm():
+    m = nn.LSTM(6, 4)
+    with Hook(m, append_stats) as h: out, _ = m(torch.randn(5, 2, 6))
+    assert_close(h.stats[1][0], out.std())
+
+def test_first_tensor():
+    a, b = torch.ones(2), nn.Parameter(torch.zeros(2))
+    for o in (a, (a, b), [None, (), [a, b]], {'n': 3, 'x': {'y': (a,)}, 'z': b}): assert first_tensor(o) is a
+    for o in (None, 3, 'text', [], {}, (None, [{}]), SimpleNamespace(x=a)): assert first_tensor(o) is None
+    assert first_tensor((b, a)) is b and first_tensor({'none': None, 'b': b}) is b
+
+@pytest.mark.parametrize('bad', [None, 'text', (), {'a': 1}])
+def test_no_tensor_is_said(bad):
+    with pytest.raises(TypeError, match='no tensor in what came out, ' + type(bad).__name__): noted(bad)
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_dtypes(dtype):
+    a = (torch.randn(20_000)*3 + 1).to(dtype)
+    h = noted(a, rng=(-9, 9), near=.5)
+    wide = a.double()
+    assert_close(h.stats[0][0].double(), wide.mean(), rtol=1e-4, atol=1e-4)
+    assert_close(h.stats[1][0].double(), wide.std(), rtol=1e-4, atol=1e-4)
+    assert h.stats[2][0].sum() == 20_000 and get_min(h).dtype == torch.float32
+    assert_close(get_min(h)[0].double(), (wide.abs() <= .5).double().mean(), rtol=0, atol=1e-6)
+
+def test_no_overflow_in_half_precision():
+    h = noted(torch.full((70_000,), 60_000.).half(), rng=(0, 1))
+    assert_close(h.stats[0][0], torch.tensor(60_000.)); assert h.stats[1][0] < .1
+
+@pytest.mark.parametrize('v, bar', [(-99., 0), (-1., 0), (-.99, 0), (-.4, 3), (0., 5), (.99, 9), (1., 9), (math.inf, 9), (-math.inf, 0)])
+def test_every_value_has_its_bar(v, bar):
+    h = noted(torch.full((13,), v), bins=10, rng=(-1, 1))
+    assert h.stats[2][0].tolist() == [13*(i == bar) for i in range(10)]
+
+def test_nan_shows_in_the_mean_and_not_in_the_bars():
+    h = noted(torch.tensor([1., math.nan, 3.]))
+    assert h.stats[0][0].isnan() and h.stats[2][0].sum() == 2
+
+def test_counts_are_exact_beyond_what_float32_counts():
+    n = 2**24 + 2**20 + 3
+    h = noted(torch.zeros(n, dtype=torch.float16), bins=2, rng=(-1, 1))
+    assert h.stats[2][0].tolist() == [0, n] and get_min(h).item() == 1.
+
+def test_one_activation():
+    h = noted(torch.tensor([2.]))
+    assert h.stats[0][0] == 2 and h.stats[1][0] == 0
+
+@pytest.mark.parametrize('kw', [dict(bins=0), dict(rng=(1, 1)), dict(rng=(2, 1)), dict(rng=(0, math.nan))])
+def test_a_bad_histogram_is_refused(kw):
+    with pytest.raises(ValueError, match='give 1 bin or more, and a range'): noted(torch.ones(3), **kw)
+
+def test_a_layer_in_place_behind_changes_nothing():
+    m, xb = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True)), x()
+    want = m[0](xb)
+    with Hook(m[0], append_stats) as h: m(xb)
+    assert_close(h.stats[0][0], want.mean())
+
+def test_no_transfer_and_no_graph_in_a_batch():
+    class Spy(TorchDispatchMode):
+        def __init__(self): super().__init__(); self.ops = []
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            self.ops.append(str(f)); return f(*args, **(kwargs or {}))
+    m = net()
+    with Hooks(m, append_stats) as hooks, Spy() as spy: m(x())
+    assert 'aten.histc.default' in spy.ops
+    assert not [o for o in spy.ops if 'local_scalar' in o or 'item' in o or 'nonzero' in o and 'count' not in o]
+    held = [t for h in hooks for o in (*h.stats, h.stats.near, h.stats.dead) for t in o]
+    assert len(held) == 5*5 and not any(t.requires_grad or t.grad_fn for t in held)
+    assert all(t.untyped_storage().nbytes() <= 40*8 for t in held)
+
+def test_what_lies_elsewhere_comes_in_one_transfer_a_list(monkeypatch):
+    transfers = []
+    class Away:
+        device = SimpleNamespace(type='cuda')
+        def __init__(self, v): self.v = v
+    class Stack(list):
+        def cpu(self): transfers.append(len(self)); return [torch.tensor(o.v) for o in self]
+    stack = torch.stack
+    h = noted(torch.ones(3))
+    h.stats.add(*(Away(float(i)) for i in range(5)))
+    h.stats.add(*(Away(10.+i) for i in range(5)))
+    assert transfers == []
+    with monkeypatch.context() as mp:
+        mp.setattr(module.torch, 'stack', lambda ts: Stack(ts) if isinstance(ts[0], Away) else stack(ts))
+        assert h.stats[0] == [1., 0., 10.]
+        assert transfers == [2]*5
+    assert h.stats[1] == [0., 1., 11.] and h.stats.near == [0., 3., 13.] and len(transfers) == 5
+    assert get_min(h).tolist() == [0., 3., 13.] and get_min(h, dead=True).tolist() == [0., 4., 14.]
+
+def test_histograms_side_by_side():
+    layer = nn.Identity()
+    with Hook(layer, partial(append_stats, bins=5, rng=(0, 5))) as h:
+        for v in (.5, 1.5, 4.5): layer(torch.full((9,), v))
+    counts = get_hist(h, log=False)
+    assert counts.shape == (5, 3) and counts.dtype == torch.float32
+    assert counts.nonzero().tolist() == [[0, 0], [1, 1], [4, 2]] and counts.max() == 9
+    assert_close(get_hist(h), torch.log(1 + counts))
+
+def test_before_a_batch_and_with_another_function():
+    h = Hook(nn.ReLU(), append_stats)
+    for f in (get_hist, get_min):
+        with pytest.raises(ValueError, match='without a training batch: make it with append_stats'): f(h)
+        with pytest.raises(ValueError, match='without a validation batch'): f(noted(torch.ones(3)), valid=True)
+        with pytest.raises(ValueError, match='append_stats'): f(Hook(nn.ReLU(), shape))
+
+def test_validation_is_read_with_valid():
+    layer = nn.Identity()
+    with Hook(layer, append_stats) as h: layer(torch.ones(4)); layer.eval()(torch.zeros(4)); layer(torch.zeros(4))
+    assert get_min(h).tolist() == [0.] and get_min(h, valid=True).tolist() == [1., 1.]
+    assert get_hist(h).shape == (40, 1) and get_hist(h, valid=True).shape == (40, 2)
+
+RECTIFIERS = dict(relu=nn.ReLU(), general=GeneralRelu(), shifted=GeneralRelu(sub=.4), cut=GeneralRelu(sub=.4, maxv=6.),
+                  plain_leak=GeneralRelu(leak=0, sub=.4), below=GeneralRelu(sub=.4, maxv=-1.))
+
+@pytest.mark.parametrize('act', RECTIFIERS.values(), ids=RECTIFIERS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('block', [False, True])
+def test_a_dead_layer_is_dead_whatever_its_floor(act, dtype, block):
+    layer = nn.Sequential(nn.Identity(), act) if block else act
+    with Hook(layer, append_stats) as h:
+        for below in (100, 50, 0):
+            layer(torch.cat([-torch.rand(below) - .1, torch.full((100-below,), 3.)]).to(dtype))
+    want = [1., 1., 1.] if act is RECTIFIERS['below'] else [1., .5, 0.]
+    assert get_min(h).tolist() == get_min(h, dead=True).tolist() == want
+
+@pytest.mark.parametrize('act', [GeneralRelu(leak=.1), GeneralRelu(leak=.1, sub=.4), nn.LeakyReLU(), nn.Identity()])
+def test_without_a_floor_nothing_is_dead(act):
+    with Hook(act, partial(append_stats, near=.05)) as h: out = act(torch.linspace(-2, 2, 1000))
+    assert get_min(h, dead=True).tolist() == [0.]
+    assert_close(get_min(h)[0], (out.abs() <= .05).float().mean())
+    assert 0 < get_min(h).item() < .6
+
+def test_near_and_floor_can_be_given():
+    a = torch.tensor([-1., -1., -.5, 0., .005, .02, .4, 3.])
+    for kw, near, dead in (({}, 2/8, 1/8), (dict(near=.02), 3/8, 1/8), (dict(near=0), 1/8, 1/8), (dict(near=.4), 4/8, 1/8),
+                           (dict(floor=-1.), 4/8, 2/8), (dict(floor=-1, near=5), 1., 2/8), (dict(floor=math.nan), 2/8, 0.)):
+        h = noted(a, **kw)
+        assert (get_min(h).item(), get_min(h, dead=True).item()) == (near, dead), kw
+
+def test_near_zero_goes_by_value_and_not_by_bars():
+    for kw in (dict(), dict(bins=1), dict(rng=(-7, 7)), dict(bins=3, rng=(50, 60))):
+        assert get_min(noted(torch.tensor([0., .009, .2, .4]), **kw)).tolist() == [.5]
