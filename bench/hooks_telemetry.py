@@ -5,7 +5,10 @@
 All ways take turns of a few batches in one process, on one thread, each with a network of its own. A way's
 ratio is the median over the rounds of its time over that of `no hooks` in the same round; what `end()` takes
 to fetch the numbers is measured apart, and its share added. Times are processor time on a CPU, which a busy
-machine disturbs less, and wall time elsewhere."""
+machine disturbs less, and wall time elsewhere.
+
+A second table has whole epochs as people run them: `ActivationStats` in a Runner against a Runner without.
+Its blocks are the model's 7 children (the view is a callback there), its leaves the 11 innermost modules."""
 import argparse
 import platform
 import random
@@ -16,8 +19,11 @@ import torch
 from torch import nn, optim
 from torch.nn import functional as F
 
+from minifast.cnn import BatchTransformXCallback, CudaCallback, get_cnn_model, get_runner
 from minifast.core import set_seed
-from minifast.data import get_data, normalize_to
+from minifast.data import DataBunch, DataLoader, Dataset, get_data, mnist_view, normalize_to
+from minifast.hook_callbacks import ActivationStats
+from minifast.hooks import children
 from minifast.telemetry import Telemetry
 
 LAYERS = ['view', 'conv1', 'conv2', 'conv3', 'conv4', 'pool', 'flatten', 'linear']
@@ -48,9 +54,11 @@ WAYS = {'no hooks': (None, None), 'no hooks again': (None, None),
         '  + gradients, likewise': (lambda: Telemetry(LAYERS), lambda: Telemetry(LAYERS))}
 
 
+def conv2d(ni, nf, ks): return nn.Sequential(nn.Conv2d(ni, nf, ks, stride=2, padding=ks//2), nn.ReLU())
+
+
 def cnn():
-    sizes = [(1, 8, 5), (8, 16, 3), (16, 32, 3), (32, 32, 3)]
-    convs = [nn.Sequential(nn.Conv2d(ni, nf, ks, stride=2, padding=ks//2), nn.ReLU()) for ni, nf, ks in sizes]
+    convs = [conv2d(*o) for o in [(1, 8, 5), (8, 16, 3), (16, 32, 3), (32, 32, 3)]]
     return nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(32, 10))
 
@@ -108,21 +116,50 @@ def measure(batches, rounds, per, device):
     return {k: v[1:] for k, v in turns.items()}, ends          # the first round warms up
 
 
+EPOCHS = {'a Runner': [], 'a Runner again': [],
+          'blocks: means + stds': [lambda: ActivationStats(children, hists=False, near=None)],
+          'blocks: + histograms': [lambda: ActivationStats(children, near=None)],
+          'blocks: + shares (dead, near zero)': [lambda: ActivationStats(children)],
+          'leaves: all of it (the default)': [ActivationStats],
+          'leaves: all of it, every=4': [lambda: ActivationStats(every=4)]}
+
+
+def epochs(x, y, n, device):
+    "Print what whole epochs through the Runner take"
+    data, runs = DataBunch(DataLoader(Dataset(x, y), 512, shuffle=True), None, 10), {}
+    for k, cbs in EPOCHS.items():
+        set_seed(0)
+        cbs = [CudaCallback(device), BatchTransformXCallback(mnist_view), *cbs]
+        runs[k] = get_runner(get_cnn_model(data, [8, 16, 32, 32], conv2d), data, lr=.1, cbs=cbs)
+    times = {k: [] for k in runs}
+    for _ in range(n + 3):                                     # in the first three the heap grows
+        for k in random.sample(list(runs), len(runs)):
+            learn, run = runs[k]
+            times[k].append(seconds(lambda: run.fit(1, learn), device))
+    print(f"\nn = {n} epochs of 98 batches\n\n{'':<36}{'s/epoch':>8} {'ratio':>7}   {'least, most':>13}")
+    for k, v in times.items():
+        ratios = [a/b for a, b in zip(v[3:], times['a Runner'][3:])]
+        print(f'{k:<36}{statistics.median(v[3:]):8.2f} {statistics.median(ratios):7.3f}   '
+              f'{min(ratios):6.3f}-{max(ratios):6.3f}')
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--rounds', type=int, default=40)
     p.add_argument('--batches', type=int, default=6, help='of a turn (default 6)')
+    p.add_argument('--epochs', type=int, default=5, help='whole epochs of the second table (default 5)')
     p.add_argument('--device', default='cpu')
     args = p.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
     x, y, xv, yv = get_data()
-    x = normalize_to(x, xv)[0].to(args.device)
-    batches = [(x[i:i+512], y[i:i+512].to(args.device)) for i in range(0, 24*512, 512)]
+    x, y = normalize_to(x, xv)[0].to(args.device), y.to(args.device)
+    batches = [(x[i:i+512], y[i:i+512]) for i in range(0, 24*512, 512)]
     turns, ends = measure(batches, args.rounds, args.batches, args.device)
     cpu = f'{args.device} ({platform.machine()}), 1 thread'
     name = torch.cuda.get_device_name() if args.device == 'cuda' else cpu
-    print(f'torch {torch.__version__}, {name}, bs 512, n = {args.rounds} rounds of {args.batches} batches\n')
+    print(f'torch {torch.__version__}, {name}, bs 512\n')
+    print(f'n = {args.rounds} rounds of {args.batches} batches\n')
     print(f"{'':<32}{'ms/batch':>9} {'ratio':>7}   {'quartiles':>13}   {'end of epoch':>12}")
     for k, v in turns.items():
         end = statistics.median(ends[k])                       # a batch's share of what fetching takes
@@ -130,6 +167,7 @@ def main():
         low, mid, high = statistics.quantiles([a/b + extra for a, b in zip(v, turns['no hooks'])])
         ms = statistics.median(v)/args.batches*1e3
         print(f'{k:<32}{ms:9.2f} {mid:7.3f}   {low:6.3f}-{high:6.3f}   {end*98e3:9.1f} ms')
+    if args.epochs: epochs(x, y, args.epochs, args.device)
 
 
 if __name__ == '__main__': main()

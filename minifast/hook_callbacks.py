@@ -91,7 +91,7 @@ class HookCallback(Callback):
         self.watched = {}
     def _called(self, hook, mod, inp, outp): return self.hook(mod, inp, outp)
 
-# %% ../nbs/06b_hook_callbacks.ipynb #7b30f363
+# %% ../nbs/06b_hook_callbacks.ipynb #970ec8ec
 _NO_FLOOR = (nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 def _floor(m):
@@ -110,7 +110,8 @@ class _Watching(HookCallback):
         super().begin_fit()
         (valid,grads),names = self.wants,list(self.watched.values())
         self.at = {m: i for i,m in enumerate(self.watched)}
-        def new(): return Telemetry(names, near=self.near, floors=[_floor(m) for m in self.at], **self.kw)
+        floors = None if self.near is None else [_floor(m) for m in self.at]
+        def new(): return Telemetry(names, near=self.near, floors=floors, **self.kw)
         self.outputs,self.valid = new(),new() if valid else None
         self.grads = Telemetry(names, near=None, **self.kw) if grads else None
 
@@ -158,7 +159,7 @@ class _Reading(_Recording):
         "Which layers look ill, since when, and which lessons mend them"
         return diagnose(self.record(), self.grads, **thresholds)
 
-# %% ../nbs/06b_hook_callbacks.ipynb #429f9715
+# %% ../nbs/06b_hook_callbacks.ipynb #f1757374
 def _read(k): return property(lambda self: getattr(self.record(), k), doc=f'`{k}` of the Telemetry `outputs`')
 
 class ActivationStats(_Reading):
@@ -170,7 +171,7 @@ class ActivationStats(_Reading):
         bins:int=40, # of the histograms, 4 to 256
         rng:tuple=None, # (low,high) of the histograms; None follows the values
         hists:bool=True, # keep histograms?
-        near:float=.01, # |a| below this is near zero
+        near:float=.01, # |a| below this is near zero; None counts neither these nor the dead, which is faster
         every:int=1, # note every so many batches
         keep:int=None, # batches at most: when full, every second goes and `every` doubles; None keeps all
         valid:bool=False, # note validation too, apart, in `valid`?

@@ -497,6 +497,15 @@ def test_without_histograms():
     assert run.activation_stats.hists.numel() == 0 and run.activation_stats.stats.shape == (2, 5, 5)
 
 
+def test_without_shares():
+    m = net()
+    nn.init.constant_(m[0].bias, -100.)
+    learn, run = make(ActivationStats(near=None), model=m)
+    run.fit(1, learn)
+    s = run.activation_stats
+    assert s.dead.sum() == s.near_zero.sum() == 0 and s.stats.isfinite().all()
+
+
 class Odd(nn.Module):
     "A tuple, a dict, whole numbers, a text; a layer that is never called, and one that is called twice"
     def __init__(self):
