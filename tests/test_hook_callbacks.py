@@ -629,3 +629,9 @@ def test_thresholds_are_passed_on():
     run.fit(1, learn)
     assert not run.activation_stats.diagnose() and run.activation_stats.diagnose(dead=.01)
     with pytest.raises(TypeError): run.activation_stats.diagnose(nonsense=1)
+
+
+def test_what_lesson_06ac_makes_can_be_had_here():
+    from minifast import hook_callbacks, summary
+    assert hook_callbacks.model_summary is summary.model_summary and 'model_summary' in hook_callbacks.__all__
+    assert hook_callbacks.model_sizes is summary.model_sizes and 'model_sizes' in hook_callbacks.__all__
