@@ -27,3 +27,4 @@ from .diagnosis import *
 from .summary import *
 from .hook_callbacks import *
 from .init import *
+from .norm import *
