@@ -420,7 +420,7 @@ def test_gradients_of_the_validation_are_not_noted():
                 out = self.layer(x)
                 if not self.training: out.sum().backward(retain_graph=True)
             return out
-    learn, run = make(ActivationStats(grads=True), model=Always())
+    learn, run = make(ActivationStats(grads=True, valid=True), model=Always())
     run.fit(1, learn)
     assert (run.activation_stats.grads.stats[1] > 0).all() and run.activation_stats.grads.stats.shape == (2, 1, 5)
 
