@@ -28,3 +28,4 @@ from .summary import *
 from .hook_callbacks import *
 from .init import *
 from .norm import *
+from .lsuv import *
