@@ -74,7 +74,7 @@ def check_events(
         raise ValueError(f"{type(cb).__name__}.{k} would never be called, since there is no such event: "
                          f"{f'did you mean {near[0]}? ' if near else ''}Events: {', '.join(events)}")
 
-# %% ../nbs/05a_callbacks.ipynb #c0755109
+# %% ../nbs/05a_callbacks.ipynb #4531cd27
 def describe(
     b:object, # a tensor, or a nested tuple, list or dict of tensors
 )->str: # e.g. '(64,784) float32'
@@ -88,9 +88,9 @@ def add_note(
     e:BaseException, # the exception to explain
     note:str, # one line more
 ):
-    "Put `note` under the message of `e`: as a note of its own from Python 3.11 on, in the message before"
+    "Put `note` under the message of `e`, in its `__notes__`"
     if hasattr(e, 'add_note'): e.add_note(note)
-    elif len(e.args) == 1 and isinstance(e.args[0], str): e.args = (f'{e.args[0]}\n{note}',)
+    else: e.__notes__ = [*getattr(e, '__notes__', []), note]   # Python 3.10: Jupyter shows it all the same
 
 # %% ../nbs/05a_callbacks.ipynb #c27d7815
 def _free_name(cbs, cb):

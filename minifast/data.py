@@ -199,7 +199,7 @@ class DataLoader():
             raise TypeError('this dataset is read item by item through PyTorch: move each batch instead')
         return type(self)(self.dataset.to(device), self.bs, **self.args)
 
-# %% ../nbs/04_data.ipynb #79cc21e0
+# %% ../nbs/04_data.ipynb #8dfe88c3
 def get_dls(
     train_ds:Dataset, # for training
     valid_ds:Dataset, # for validation
@@ -214,7 +214,7 @@ class DataBunch():
     "What belongs to one task: loaders for training and validation, and the number of classes `c`"
     def __init__(self,
         train_dl:DataLoader, # training batches
-        valid_dl:DataLoader, # validation batches
+        valid_dl:DataLoader, # validation batches; None: no validation
         c:int=None, # number of classes; a tensor of one number will do
     ):
         self.train_dl,self.valid_dl,self.c = train_dl,valid_dl,None if c is None else _count('c', c)
@@ -225,7 +225,8 @@ class DataBunch():
         device:torch.device, # or its name
     ): # another DataBunch
         "The same with all data on `device`"
-        return type(self)(self.train_dl.to(device), self.valid_dl.to(device), self.c)
+        dls = [dl if dl is None else dl.to(device) for dl in (self.train_dl, self.valid_dl)]
+        return type(self)(*dls, self.c)
 
 # %% ../nbs/04_data.ipynb #6c617e7f
 class view_tfm():

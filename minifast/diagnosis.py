@@ -126,18 +126,21 @@ def _signs(t, o):
     yield 'vanishing', faint & small[:,-1:], t.near_zero, '{:.1%} of its values are near zero'
     yield 'vanishing', faint, std, sd
 
-# %% ../nbs/06ab_diagnosis.ipynb #3b67118f
+# %% ../nbs/06ab_diagnosis.ipynb #786cde9b
 def _gradient_signs(g, asked, o):
     "The same for gradients, which the layers `asked` ought to have"
     (mean,std),last = g.stats,'gradient {:.1g} times the last layer\'s'
-    due = torch.tensor([i in asked for i in range(len(std))])[:,None]
-    none = due & std.isnan() & (g.nonfinite == 0) | (mean == 0) & (std == 0)
-    huge = std > o['explode_grad']*std[-1]
-    wild,top = huge | (g.nonfinite > 0),std.where(~huge, 0).nan_to_num(0).amax(0)
+    size = mean.hypot(std.nan_to_num(0))   # a constant gradient has no spread, nor has one number
+    due = torch.tensor([i in asked for i in range(len(size))])[:,None]
+    none = due & size.isnan() & (g.nonfinite == 0) | (size == 0)
+    huge = (size > o['explode_grad']*size[-1]) & (size[-1] > 0)
+    wild,top = huge | (g.nonfinite > 0),size.where(~huge, 0).nan_to_num(0).amax(0)
+    faint = size < o['vanish_grad']*top
     yield 'exploding', wild & (g.nonfinite[:,-1:] > 0), g.nonfinite, 'gradient: {:.0f} values are nan or inf'
-    yield 'exploding', wild, std/std[-1], last
-    yield 'no gradient', none, std, 'no gradient reaches it'
-    yield 'vanishing', std < o['vanish_grad']*top, std/top, 'gradient {:.1g} times the largest layer\'s'
+    yield 'exploding', wild, size/size[-1], last
+    yield 'no gradient', none, size, 'no gradient reaches it'
+    yield 'vanishing', faint & (size[:,-1:] == 0), size, 'gradient is 0'
+    yield 'vanishing', faint, size/top, 'gradient {:.1g} times the largest layer\'s'
 
 def _findings(t, signs, hold):
     for ill,bad,value,because in signs:
@@ -146,7 +149,7 @@ def _findings(t, signs, hold):
             v = float(value[i,-1])
             yield Finding(i, t.names[i], ill, int(t.iters[-lasts[i]]), v, because.format(v))
 
-# %% ../nbs/06ab_diagnosis.ipynb #f9690472
+# %% ../nbs/06ab_diagnosis.ipynb #cb29e082
 def diagnose(
     t:Telemetry, # of the layers' outputs
     grads:Telemetry=None, # of the gradients of these outputs
@@ -155,7 +158,7 @@ def diagnose(
     saturated:float=.8, # share in the lowest and highest tenth of the range together, a fifth at the top
     near:float=.9, # share near zero
     vanish:float=.05, # standard deviation, as a share of the first layer's, or of 1 if that is less
-    vanish_grad:float=1e-4, # the same of gradients, as a share of the largest layer's
+    vanish_grad:float=1e-4, # size (root mean square) of a gradient, as a share of the largest layer's
     explode_grad:float=1e3, # the same, as a multiple of the last layer's
     hold:int=3, # batches at the end that all have to show it
 )->Diagnosis: # empty where all is well

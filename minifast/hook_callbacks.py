@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['hook_output', 'hook_outputs', 'HookCallback', 'ActivationStats', 'model_sizes', 'model_summary']
 
-# %% ../nbs/06b_hook_callbacks.ipynb #a00b1f7b
+# %% ../nbs/06b_hook_callbacks.ipynb #052fdff1
 from functools import partial
 
 import torch
 from torch import nn
 
 from .callback import Callback
-from .core import listify
+from .core import listify, map_leaves
 from .diagnosis import Diagnosis, diagnose, plot_telemetry
 from .hooks import Hook, Hooks, children, first_tensor
 from .summary import model_sizes, model_summary, units
@@ -20,19 +20,14 @@ from .telemetry import Telemetry
 
 _all_ = ['model_sizes', 'model_summary']   # of lesson 06ac; those who know fastai look for them here
 
-# %% ../nbs/06b_hook_callbacks.ipynb #296d2411
-def _each(f, o):
-    "`o`, a tensor or a nested tuple, list or dict, with `f` of each tensor in its place"
-    if isinstance(o, torch.Tensor): return f(o)
-    if isinstance(o, dict): return {k: _each(f, v) for k,v in o.items()}
-    if not isinstance(o, (tuple, list)): return o
-    items = [_each(f, v) for v in o]
-    return type(o)(*items) if hasattr(o, '_fields') else type(o)(items)   # namedtuple or not
-
+# %% ../nbs/06b_hook_callbacks.ipynb #ee8eb914
 def _keep(hook, mod, inp, outp, detach, cpu):
     "A copy: memory of its own, which the next layer can't work on in place"
-    def copy(t): return t.cpu() if cpu and not t.is_cpu else t.clone()
-    return _each(lambda t: copy(t.detach() if detach else t), outp)
+    def copy(t):
+        if not isinstance(t, torch.Tensor): return t
+        if detach: t = t.detach()
+        return t.cpu() if cpu and not t.is_cpu else t.clone()
+    return map_leaves(copy, outp)
 
 def hook_output(
     module:nn.Module, # the module to watch
@@ -62,7 +57,7 @@ def _find(ms, model):
     if len(ms := listify(ms)): return ms
     raise ValueError('got no modules to watch: pass some, a function that finds them, or None for all')
 
-# %% ../nbs/06b_hook_callbacks.ipynb #b795c610
+# %% ../nbs/06b_hook_callbacks.ipynb #13f6faaa
 class HookCallback(Callback):
     "`begin_fit`: places `hook` on `modules`, as `self.hooks`; `after_fit`: takes the hooks away"
     _order = 30
@@ -74,8 +69,7 @@ class HookCallback(Callback):
     ): self.modules,self.do_remove = modules,do_remove
     def begin_fit(self):
         self.remove()
-        names = {m: n for n,m in self.model.named_modules()}
-        ms = _find(self.modules, self.model)
+        ms,names = _find(self.modules, self.model),{m: n for n,m in self.model.named_modules()}
         self.watched = {m: f"{type(m).__name__} {names.get(m, '')}".strip() for m in ms}
         self.hooks = Hooks(list(self.watched), self._called, self.is_forward)
     def after_fit(self):
@@ -92,6 +86,7 @@ class HookCallback(Callback):
         if self.hooks is not None: self.hooks.remove()
         self.watched = {}
     def _called(self, hook, mod, inp, outp): return self.hook(mod, inp, outp)
+    _called.called_as = 'hook(m, inp, outp)'   # for what an error says
 
 # %% ../nbs/06b_hook_callbacks.ipynb #970ec8ec
 _NO_FLOOR = (nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

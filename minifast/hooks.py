@@ -20,7 +20,7 @@ from .callback import add_note
 from .cnn import func_name
 from .core import ListContainer, listify
 
-# %% ../nbs/06a_hooks.ipynb #7469c3ed
+# %% ../nbs/06a_hooks.ipynb #67b760ec
 class _Call:
     "What the module holds. It knows its Hook only weakly, so the Hook can go; a copy of it does nothing"
     def __init__(self, hook=None, where=('', 0)):
@@ -30,7 +30,8 @@ class _Call:
         if not hook or not hook.active: return
         try: hook.stored = hook.f(hook, mod, inp, outp)
         except Exception as e:
-            add_note(e, f'in hook {self.func} on {type(mod).__name__}, called as f(hook, mod, inp, outp)')
+            how = getattr(hook.f, 'called_as', 'f(hook, mod, inp, outp)')   # HookCallback's is another
+            add_note(e, f'in hook {self.func} on {type(mod).__name__}, called as {how}')
             raise
     def __reduce__(self): return _Call,()
 _KINDS = {'_forward_hooks':'forward', '_backward_hooks':'backward',

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/07_batchnorm.ipynb #85e657b9
+# %% ../nbs/07_batchnorm.ipynb #c662d490
 @torch.no_grad()
 def _moments(v, dims):
     "Means of `v` over `dims`, the differences from them, and the means of their squares"
@@ -22,7 +22,7 @@ def _moments(v, dims):
 class _Normalise(torch.autograd.Function):
     "weight*d/√(var+eps) + bias, in the shape of `d`, which is `x` less the mean, and is overwritten"
     @staticmethod
-    def forward(ctx, x, weight, bias, d, var, shape, eps, of_mean, of_var):
+    def forward(ctx, x, weight, bias, d, var, shape, eps, of_mean, of_var):   # the last two: a of μ, of σ²
         rstd = (var + eps).rsqrt()
         xhat = d.mul_(rstd)
         ctx.save_for_backward(xhat, rstd, weight)
@@ -43,7 +43,7 @@ class _Normalise(torch.autograd.Function):
         dx = (xhat*b).add_(a).add_(own)
         return dx.reshape(ctx.size), dweight, dbias, *[None]*6
 
-# %% ../nbs/07_batchnorm.ipynb #974096f5
+# %% ../nbs/07_batchnorm.ipynb #e07c3264
 class _Norm(nn.Module):
     "What all have: `weight` and `bias`, or None for both, and `eps`"
     def __init__(self, size, eps, affine):
@@ -57,6 +57,7 @@ class _Norm(nn.Module):
         return v.new_ones(1),v.new_zeros(1),[1]*v.dim()
     def _finish(self, x, d, var, shape, of_mean=1., of_var=1.):
         weight,bias,shape = self._affine(d, shape)
+        if not x.numel(): return x + 0*(weight.sum() + bias.sum())   # an empty batch: gradients of 0
         y = _Normalise.apply(x, weight, bias, d, var, shape, self.eps, of_mean, of_var)
         return y.view(x.shape)   # out here: what a Function gives as a view can't be changed in place
     def _refuse(self, x, why): raise ValueError(f'{self} got {tuple(x.shape)}: {why}')
@@ -80,7 +81,7 @@ class _Tracking(_Norm):
         y = (v - mean)*(rstd*weight) + bias
         return y.to(x.dtype).reshape(x.shape)
 
-# %% ../nbs/07_batchnorm.ipynb #695ac031
+# %% ../nbs/07_batchnorm.ipynb #95f6564e
 class BatchNorm(_Tracking):
     "Each channel at mean `bias` and std `weight`: over the batch in training, by running averages in eval"
     def __init__(self,
@@ -101,8 +102,8 @@ class BatchNorm(_Tracking):
             old.lerp_(new.flatten().to(old.dtype), mom)
     def forward(self, x):
         v = self._sheets(x, self.nf)
-        if not self.training: return self._from_running(x, v, self.running_var)
         n = v.numel()//self.nf
+        if not (self.training and n): return self._from_running(x, v, self.running_var)   # n 0: empty batch
         if n == 1: self._refuse(x, 'one number a channel is its own mean, so all would become 0: '
                                 'give more samples or pixels, or call eval()')
         mean,d,var = _moments(v, (0,2))
@@ -187,7 +188,7 @@ class _Mixing(_Tracking):
         return share
     def _floor(self): return .01*(self.num_samples_tracked < 20)
 
-# %% ../nbs/07_batchnorm.ipynb #d99ef52e
+# %% ../nbs/07_batchnorm.ipynb #f77a8bc4
 class RunningBatchNorm(_Mixing):
     "Each channel by running averages that take in this batch: the same in training and in eval, at any bs"
     def __init__(self,
@@ -200,7 +201,8 @@ class RunningBatchNorm(_Mixing):
     def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
     def forward(self, x):
         v = self._sheets(x, self.nf)
-        if not self.training: return self._from_running(x, v, self.running_var.clamp_min(self._floor()))
+        if not (self.training and v.numel()):
+            return self._from_running(x, v, self.running_var.clamp_min(self._floor()))
         mean,d,var = _moments(v, (0,2))
         share,floor = self._take_in(mean, var, v.numel()/self.nf, len(v)),self._floor()
         d.add_(mean - self.running_mean.view(1,-1,1))

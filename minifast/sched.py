@@ -229,10 +229,10 @@ class _Sweep(Callback):
         self.run.data = self.run.learn.data
         saved.restore()
 
-# %% ../nbs/05c_anneal.ipynb #e2fd5687
+# %% ../nbs/05c_anneal.ipynb #bd24c886
 class LR_Find(_Sweep):
     "A sweep of `max_iter` batches at rising rates, after which all but the records is as before"
-    # Smith 2017, Cyclical learning rates for training neural networks, section 3.3: arXiv 1506.01186
+    # Smith 2015, Cyclical learning rates for training neural networks, section 3.3: arXiv 1506.01186
     @property
     def suggestion(self)->Suggestion: # None if the loss never falls
         "The rates to try, by `suggest_lr`"

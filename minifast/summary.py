@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LayerInfo', 'units', 'preserved', 'dummy_eval', 'model_sizes', 'num_features_model', 'ModelSummary', 'model_summary']
 
-# %% ../nbs/06ac_model_summary.ipynb #69e70cf8
+# %% ../nbs/06ac_model_summary.ipynb #387fcac5
 import random
 import traceback
 from collections import namedtuple
@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .callback import add_note
-from .core import ListContainer, listify
+from .core import ListContainer, listify, map_leaves
 from .hooks import Hooks, children
 
 # %% ../nbs/06ac_model_summary.ipynb #9e5e606b
@@ -105,13 +105,13 @@ def _batch(m, size):
         raise ValueError(f'got {o!r} as an input of the model: give a size such as (3, 64, 64), or a tensor')
     return [make(i, o) for i,o in enumerate(given)],n
 
-# %% ../nbs/06ac_model_summary.ipynb #bd76a766
+# %% ../nbs/06ac_model_summary.ipynb #41f0f809
 def _nested(f, o):
     "`f` of each tensor or shape in `o`, whatever tuples, lists and dicts it is in; of others the type's name"
-    if isinstance(o, (torch.Tensor, torch.Size)): return f(o)
-    if isinstance(o, dict): return {k: _nested(f, v) for k,v in o.items()}
-    if isinstance(o, (tuple, list)): return tuple(_nested(f, v) for v in o)
-    return o if isinstance(o, str) else 'None' if o is None else type(o).__name__
+    def leaf(v):
+        if isinstance(v, (torch.Tensor, torch.Size)): return f(v)
+        return v if isinstance(v, str) else 'None' if v is None else type(v).__name__
+    return map_leaves(leaf, o, lambda v: isinstance(v, torch.Size), plain=True)
 
 def _shapes(o): return _nested(lambda t: t.shape, o)
 def _texts(shapes): return ', '.join(map(_text, shapes))

@@ -17,8 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from minifast import core
-from minifast.core import (ListContainer, camel2snake, default_device, listify, set_seed, shows_error, to_cpu,
-                           to_device, to_floats)
+from minifast.core import (ListContainer, camel2snake, default_device, listify, map_leaves, set_seed, shows_error,
+                           to_cpu, to_device, to_floats)
 
 Batch = namedtuple('Batch', 'xb yb')
 
@@ -307,6 +307,62 @@ def test_torch_seed_covers_cuda(monkeypatch):
     assert seen == [3]
 
 
+# map_leaves
+
+class Guarded(OrderedDict):
+    "As some libraries' outputs: keys are attributes too, and `update` is forbidden"
+    def update(self, *args, **kw): raise RuntimeError('no update')
+    def __setitem__(self, k, v): super().__setitem__(k, v); object.__setattr__(self, k, v)
+
+def guarded(**kw):
+    g = Guarded()
+    for k,v in kw.items(): g[k] = v
+    return g
+
+def test_map_leaves_keeps_the_kinds():
+    o = {'a':[1,(2,'x',None)], 'b':Batch(3, [4]), 'c':OrderedDict(z=5), 'd':defaultdict(list, k=6), 'e':guarded(h=7)}
+    m = map_leaves(lambda v: (v,), o)
+    assert m == {'a':[(1,),((2,),('x',),(None,))], 'b':Batch((3,), [(4,)]), 'c':{'z':(5,)}, 'd':{'k':(6,)}, 'e':{'h':(7,)}}
+    assert [type(v) for v in m.values()] == [list, Batch, OrderedDict, defaultdict, Guarded]
+    assert m['d']['new'] == [] and 'new' not in o['d'] and m['e'].h == (7,) and o['e'].h == 7
+    assert o['a'] == [1,(2,'x',None)] and o['b'] == Batch(3, [4])      # as before
+
+@pytest.mark.parametrize('o', [3, 'ab', None, {1,2}, range(3), np.ones(2), torch.ones(2), nn.Linear(1,1), ListContainer([1])])
+def test_map_leaves_of_one_leaf(o):
+    seen = []
+    assert map_leaves(lambda v: seen.append(v) or 5, o) == 5 and len(seen) == 1 and seen[0] is o
+
+def test_map_leaves_of_nothing():
+    for o in ((), [], {}):
+        m = map_leaves(len, o)
+        assert m == o and type(m) is type(o)
+
+def test_map_leaves_is_leaf_is_asked_about_containers_only():
+    size,asked = torch.Size([2,3]),[]
+    def is_leaf(o): asked.append(type(o)); return isinstance(o, torch.Size)
+    assert map_leaves(type, [size, 1, {'k':size}], is_leaf) == [torch.Size, int, {'k':torch.Size}]
+    assert asked == [list, torch.Size, dict, torch.Size]
+
+def test_map_leaves_plain():
+    p = nn.utils.rnn.pack_sequence([torch.ones(3,2), torch.ones(1,2)])
+    with pytest.raises(AttributeError): map_leaves(lambda t: getattr(t, 'shape', None), p)   # it wants tensors
+    m = map_leaves(lambda t: getattr(t, 'shape', None), {'p':p, 'l':[1]}, plain=True)
+    assert m == {'p':((4,2),(3,),None,None), 'l':(None,)} and type(m['p']) is tuple
+    assert type(map_leaves(str, guarded(h=1), plain=True)) is type(map_leaves(str, defaultdict(list), plain=True)) is dict
+
+nested = st.recursive(st.integers() | st.text(max_size=2), lambda o: st.lists(o, max_size=3) | st.tuples(o, o)
+                      | st.dictionaries(st.text(max_size=2), o, max_size=3) | st.builds(Batch, o, o), max_leaves=12)
+
+@given(nested)
+def test_map_leaves_in_order_and_each_once(o):
+    "As torch's own walk through such structures sees them"
+    from torch.utils import _pytree as pytree
+    want,seen = pytree.tree_leaves(o),[]
+    assert map_leaves(lambda v: seen.append(v) or v, o) == o and sorted(map(repr, seen)) == sorted(map(repr, want))
+    m = map_leaves(lambda v: [v], o)
+    assert repr(m) == repr(pytree.tree_map(lambda v: [v], o))
+
+
 # devices
 
 @pytest.mark.parametrize('cuda,mps,want', [
@@ -338,6 +394,11 @@ def test_to_device_packed_sequence():
     p = nn.utils.rnn.pack_sequence([torch.ones(3,2), torch.ones(1,2)])
     m = to_device((p,), 'meta')[0]
     assert type(m) is type(p) and m.data.is_meta
+
+def test_to_device_where_update_is_forbidden():
+    g = guarded(h=torch.ones(2), n=3)
+    m = to_device(g, 'meta')
+    assert type(m) is Guarded and m.h.is_meta and m['n'] == 3 and not g.h.is_meta
 
 def test_to_device_modules_and_grads():
     net = nn.Linear(2,3)

@@ -551,6 +551,12 @@ def test_databunch_refuses(toy, c):
         DataBunch(*get_dls(toy, toy, 4), c)
 
 
+def test_databunch_without_validation(toy):
+    data = DataBunch(DataLoader(toy, 4), None, 25)
+    moved = data.to('meta')
+    assert moved.valid_dl is None and moved.c == 25 and moved.train_dl.dataset.x.is_meta
+
+
 def test_databunch_to(toy):
     data = DataBunch(*get_dls(toy, toy, 4), 25)
     new = data.to('meta')

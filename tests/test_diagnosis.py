@@ -377,3 +377,34 @@ def test_it_draws_what_is_odd():
 
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match='0 batches.*nothing to draw'): plot_telemetry(Telemetry(['a']))
+
+def test_a_constant_gradient_has_a_size():
+    "The gradient of a mean is the same for all, so that its standard deviation is 0"
+    t = made(*[spread(1).requires_grad_()]*3)
+    def g(*s): return made(*[torch.full((50,), o) for o in s], near=None)
+    assert ills(t, g(.1, .1, .1)) == [] and ills(t, g(.1, 1e-6, .1)) == [(1, 'vanishing')]
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    t, grads = Telemetry(['in', 'act', 'out'], hists=False), Telemetry(['in', 'act', 'out'], near=None)
+    for _ in range(3):
+        x = torch.randn(32, 8)
+        for i, m in enumerate(net):
+            x = m(x)
+            t.add(i, x); x.register_hook(lambda o, i=i: grads.add(i, o))
+        x.mean().backward(); t.step(); grads.step()
+    assert grads.stats[1, 2].eq(0).all() and not diagnose(t, grads)
+
+def test_one_number_alone_is_a_gradient():
+    "A batch of one item, and a model with one output"
+    t = made(spread(1).requires_grad_(), torch.ones(1, 1).requires_grad_())
+    assert ills(t, made(spread(1), torch.ones(1, 1), near=None)) == []
+    assert ills(t, made(spread(1), torch.zeros(1, 1), near=None)) == [(1, 'no gradient')]
+
+def test_a_gradient_of_zero_in_words():
+    t, g = Telemetry(['a', 'b']), Telemetry(['a', 'b'], near=None)
+    for small in (1e-9, 1e-9, 0.):
+        for i, by in enumerate((small, 1.)): t.add(i, torch.randn(50, requires_grad=True)); g.add(i, torch.randn(50)*by)
+        t.step(); g.step()
+    assert [(o.name, o.illness, o.since, o.because) for o in diagnose(t, g)] == [('a', 'vanishing', 0, 'gradient is 0')]
+    for i, by in enumerate((1e-9, 1.)): g.add(i, torch.arange(50.)*by)
+    g.step(); t.step()
+    assert diagnose(t, g)[0].because == "gradient 1e-09 times the largest layer's"

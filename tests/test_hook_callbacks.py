@@ -283,6 +283,29 @@ def test_a_subclass_without_hook():
     assert leaked_hooks(learn.model) == []
 
 
+def test_an_error_says_how_hook_is_called():
+    class Wrong(HookCallback):
+        def hook(self, hook, mod, inp, outp): pass    # what a Hook's function takes
+    learn, run = make(Wrong())
+    with pytest.raises(TypeError) as e: run.fit(1, learn)
+    assert 'on Linear, called as hook(m, inp, outp)' in str(e.value.__notes__)
+
+
+def test_an_output_of_a_kind_of_its_own():
+    "Kept as what it is, with copies in it"
+    class Out(dict):
+        def update(self, *args): raise RuntimeError('no update')
+    class Head(nn.Module):
+        def forward(self, x):
+            self.out = Out(h=x, n=None)
+            return self.out
+    m, x = Head(), torch.ones(2)
+    with hook_output(m) as hook: m(x)
+    assert type(hook.stored) is Out and hook.stored is not m.out and hook.stored['n'] is None
+    x.zero_()
+    assert hook.stored['h'].tolist() == [1, 1]
+
+
 def test_backward_hooks():
     class Grads(HookCallback):
         is_forward = False

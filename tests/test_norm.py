@@ -210,6 +210,35 @@ def test_a_refused_batch_leaves_no_trace():
     with pytest.raises(ValueError): m(data((1, 4, 1, 1)))
     assert m.num_batches_tracked == 0 and m.running_mean.eq(0).all()
 
+@pytest.mark.parametrize('shape', [(0, 6), (0, 6, 7), (0, 6, 3, 4), (0, 6, 1, 1), (2, 6, 0)], ids=str)
+def test_an_empty_batch_changes_nothing(shape):
+    "Empty out, gradients of 0, as in PyTorch; what was known of past batches stays (PyTorch's counter moves)"
+    ours = {'batch': BatchNorm(6), 'no mom': BatchNorm(6, mom=None), 'running': RunningBatchNorm(6), 'whole': LayerNorm(),
+            'layer': LayerNorm(shape[-1] or 6), 'group': GroupNorm(2, 6), 'no affine': GroupNorm(2, 6, affine=False)}
+    if shape[-1] == 0: del ours['layer']
+    if shape[2:] not in ((), (1, 1)): ours['instance'] = InstanceNorm(6)
+    full = data((5, 6, *shape[2:])) if all(shape[2:]) else data((5, 6, 4))
+    for k, m in ours.items():
+        draw_params(m)(full)
+        before = copy.deepcopy(m.state_dict())
+        for train in (True, False):
+            x, params = torch.randn(shape).requires_grad_(), [*m.parameters()]
+            y = m.train(train)(x)
+            assert y.shape == shape and y.dtype == x.dtype, k
+            for g, t in zip(torch.autograd.grad(y.sum(), [x, *params]), [x, *params]):
+                assert g.shape == t.shape and g.eq(0).all(), k
+        assert_close(m.state_dict(), before, rtol=0, atol=0)
+        assert m(torch.randn(shape).half()).dtype == torch.float16
+
+def test_an_empty_batch_against_pytorchs():
+    x = data((5, 6, 3, 4))
+    for a, b in pairs(x.shape).values():
+        if isinstance(a, InstanceNorm): continue   # PyTorch's fails with an IndexError
+        assert_same(a, b, x, TOL[torch.float32]); assert_same(a, b, x[:0], TOL[torch.float32])
+        assert_same(a, b, x + 1, TOL[torch.float32])
+        for (k, p), q in zip(a.named_buffers(), b.buffers()):
+            assert_close(p, q - int(k == 'num_batches_tracked'), **TOL[torch.float32])
+
 def test_a_mean_of_1000_in_float32():
     x = data((64, 3, 8, 8), mean=1000., std=.1)
     for m in (BatchNorm(3), GroupNorm(3, 3), InstanceNorm(3), LayerNorm(), RunningBatchNorm(3)):

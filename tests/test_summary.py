@@ -375,7 +375,6 @@ def test_everything_as_before_after_a_failure(f, how):
     same(before, state(m))
     assert leaked_hooks(m) == []
 
-@pytest.mark.skipif(not hasattr(Exception, 'add_note'), reason='notes came with Python 3.11')
 @pytest.mark.parametrize('f', [dummy_eval, model_sizes, num_features_model, model_summary])
 def test_the_failure_says_which_layers_ran(f):
     m = nn.Sequential(conv(1, 4), conv(4, 8), nn.Flatten(), nn.Linear(7, 2))
@@ -394,7 +393,6 @@ def notes(m, size):
     with pytest.raises(Exception) as e: dummy_eval(m, size)
     return getattr(e.value, '__notes__', None)
 
-@pytest.mark.skipif(not hasattr(Exception, 'add_note'), reason='notes came with Python 3.11')
 def test_notes_for_other_failures():
     assert notes(nn.Linear(3, 2), (4,))[:2] == ['in Linear, which got [2, 4]', 'before it ran: nothing']
     class Own(nn.Module):
