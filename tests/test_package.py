@@ -164,11 +164,12 @@ def test_train_in_a_pipe(env, tmp_path):
     assert set(tmp_path.iterdir()) == {out, layers, words}
     assert all(p.name in r.stdout for p in (out, layers, words))
     assert {p.read_bytes()[:4] for p in (out, layers)} == {b'\x89PNG'} and words.read_text() in r.stdout
-    assert 'layers, 98 batches): no layer looks ill' in words.read_text()
-    assert float(re.search(r'test accuracy (0\.\d+)', r.stdout)[1]) > .9
+    assert 'layers, 17 batches): no layer looks ill' in words.read_text()
+    assert float(re.search(r'test accuracy (0\.\d+)', r.stdout)[1]) > .97
+    assert all(o in r.stdout for o in ("recipe 'best'", 'batch norm', '07_batchnorm', '05c_anneal'))
 
 def test_train_that_goes_wrong_says_where(env, tmp_path):
-    r = sh(env/'minifast', 'train', '--epochs', '1', '--bs', '512', '--lr', '1000', cwd=tmp_path)
+    r = sh(env/'minifast', 'train', '--recipe', 'plain', '--epochs', '1', '--lr', '1000', cwd=tmp_path)
     assert re.search(r'(exploding|dead) from iteration \d+ on', r.stdout) and not r.stderr
     assert len(list(tmp_path.iterdir())) == 3
 
