@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/07_batchnorm.ipynb #c662d490
+# %% ../nbs/07_batchnorm.ipynb #0e204603
 @torch.no_grad()
 def _moments(v, dims):
     "Means of `v` over `dims`, the differences from them, and the means of their squares"
@@ -39,8 +39,8 @@ class _Normalise(torch.autograd.Function):
         if not ctx.needs_input_grad[0]: return None, dweight, dbias, *[None]*6
         ws,wsx,n = w*s,w*sx,xhat.numel()/rstd.numel()   # n numbers share a mean
         a,b = (o.sum_to_size(rstd.shape)*rstd*(share/-n) for o,share in zip((ws, wsx), shares))
-        own = ws*rstd if ws.shape == dy.shape else dy*(w*rstd)   # the same, but the less to do
-        dx = (xhat*b).add_(a).add_(own)
+        own = (ws, rstd) if ws.shape == dy.shape else (dy, w*rstd)   # the same product, the less to do
+        dx = (xhat*b).add_(a).addcmul_(*own)
         return dx.reshape(ctx.size), dweight, dbias, *[None]*6
 
 # %% ../nbs/07_batchnorm.ipynb #e07c3264
