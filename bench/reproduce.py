@@ -5,7 +5,7 @@
 
 Writes reproduce.md and reproduce.png. Each training is kept as a line of reproduce.jsonl as soon as it is
 done, so a run that was broken off goes on from there; two at once, one with --only figures and one with
---only ablation, share the file. All of it takes about an hour and a half of one core; --quick (a few images,
+--only ablation, share the file. All of it takes about an hour of one core; --quick (a few images,
 two seeds) shows in half a minute that everything runs, its numbers say nothing."""
 import argparse
 import json
@@ -146,7 +146,9 @@ def pm(vals, digits=3):
     vals = torch.as_tensor(vals, dtype=torch.float64)
     ok = vals[vals.isfinite()]
     if not len(ok): return 'nan'
-    def text(v): return f'{v:.1e}' if v >= 1e5 else re.sub(r'^-?0\.', '.', f'{v:.{digits}f}')
+    def text(v):
+        v = round(v.item(), digits) + 0.   # so that -0.0 is 0
+        return f'{v:.1e}' if abs(v) >= 1e5 else re.sub(r'^(-?)0\.', r'\1.', f'{v:.{digits}f}')
     lost = f' (nan in {len(vals) - len(ok)} of {len(vals)})' if len(ok) < len(vals) else ''
     return ' ± '.join(map(text, (ok.mean(), ok.std()))) + lost
 

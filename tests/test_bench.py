@@ -74,3 +74,9 @@ def test_quick_spares_the_real_table(tmp_path):
     assert r.returncode == 2 and '--out FOLDER' in r.stderr
     r = reproduce('--seeds', '1', '--out', tmp_path, ok=False)
     assert r.returncode == 2 and 'two or more' in r.stderr and not list(tmp_path.iterdir())
+
+def test_mean_and_sd_keep_sign_and_count_nan(monkeypatch):
+    monkeypatch.syspath_prepend(bench)
+    from reproduce import pm
+    assert pm([-.25, -.35]) == '-.300 ± .071' and pm([-1e-9, 1e-9]) == '.000 ± .000'
+    assert pm([.5, float('nan'), .7]) == '.600 ± .141 (nan in 1 of 3)' and pm([float('nan')]) == 'nan'
