@@ -1,6 +1,7 @@
 # minifast. Every target sets up .venv by itself: python >= 3.10, git and make are all it takes.
 #   make train    train a network on the packaged digits (ARGS='--epochs 5': see ARGS=--help)
 #   make test     every test and every notebook (ARGS='-k runner' picks some)
+#   make robust   every notebook as if on other machines (ARGS='05c 06c': see ARGS=--help)
 #   make lab      the lessons in JupyterLab
 #   make export   notebooks -> modules; make readme: nbs/index.ipynb -> README.md; make clean
 # PYTHON=/path/to/python names the interpreter that .venv is made with.
@@ -20,9 +21,9 @@ whole := $(shell [ ! -e .venv/.busy ] && \
 	grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && \
 	$(BIN)/python -c '$(USE)' 2>/dev/null && echo yes)
 
-.PHONY: help train test lab readme export clean remake
+.PHONY: help train test robust lab readme export clean remake
 help:
-	@sed -n 's/^# \{0,1\}//; 1,6p' Makefile
+	@sed -n 's/^# \{0,1\}//; 1,7p' Makefile
 
 train: .venv/.runtime
 	@$(BIN)/minifast train $(ARGS)
@@ -30,6 +31,9 @@ train: .venv/.runtime
 test: export OMP_NUM_THREADS = 1
 test: .venv/.dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+robust: .venv/.dev
+	@$(BIN)/python tests/lessons.py $(ARGS)
 
 lab: .venv/.dev
 	@$(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
