@@ -2,10 +2,12 @@
 
     python bench/reproduce.py [--only figures|ablation] [--seeds 5]
     python bench/reproduce.py --quick --out FOLDER
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 python bench/reproduce.py --other avx2
 
 Writes reproduce.md and reproduce.png. Each training is kept as a line of reproduce.jsonl as soon as it is
 done, so a run that was broken off goes on from there; two at once, one with --only figures and one with
---only ablation, share the file. All of it takes about an hour of one core; --quick (a few images,
+--only ablation, share the file. --other NAME trains the figures once more, with whatever kernels this
+process has, into reproduce-NAME.jsonl: where that changes a verdict, the table says so. All of it takes about an hour of one core; --quick (a few images,
 two seeds) shows in half a minute that everything runs, its numbers say nothing."""
 import argparse
 import json
@@ -272,7 +274,7 @@ class Store:
         found = self.read()
         if key in found: return found[key]
         note = train(what, seed, args) if isinstance(what, Training) else what(seed, args)
-        note.update(torch=torch.__version__, python=platform.python_version(), machine=platform.machine())
+        note.update(torch=torch.__version__, python=platform.python_version(), machine=processor())
         self.write(key, note)
         last = f" {final(note):.4f} after {note['seconds']:.1f} s" if 'epochs' in note else ''
         print(f'{what}, seed {seed}{last}' if last else key, flush=True)
@@ -304,7 +306,7 @@ def ours(fig, notes):
 def printed_accuracy(fig): return float(re.findall(r'/(\.\d+)', fig.printed)[-1])
 
 
-def is_worse(fig, accs): return accs is not None and '/' in fig.printed and (
+def is_lower(fig, accs): return accs is not None and '/' in fig.printed and (
     accs.mean() + accs.std() < printed_accuracy(fig))
 
 
@@ -345,18 +347,43 @@ without a norm: much of it is spent at rates that this net doesn't always surviv
 """
 
 
+def others(args):
+    "The stores of --other, by name"
+    return {p.stem.split('-', 1)[1]: Store(p) for p in sorted(args.out.glob('reproduce-*.jsonl'))}
+
+
+def depends(fig, lower, args):
+    "In words: on which other kernels the verdict `lower` would be another"
+    for name, store in others(args).items():
+        notes = [store.read().get(fig.ours.key(s, args)) for s in args.seeds]
+        if None in notes: continue
+        accs = ours(fig, notes)[1]
+        if is_lower(fig, accs) != lower:
+            yield f"With {name.upper()} kernels {pm(accs)}, which {'is not' if lower else 'is'} lower."
+
+
 def figures(store, args):
     "Rows of the table, and (figure, accuracies) for the picture"
     rows, points = [], []
     for fig in FIGURES:
         notes = store.notes(fig.ours, args.seeds, args) if fig.ours else []
         text, accs = ours(fig, notes)
-        worse = is_worse(fig, accs)
-        if worse and not fig.why and not args.quick: print(f'worse, and not explained: {fig.setup}: {text}')
-        why = f'*Lower.* {fig.why}' if worse else fig.why
+        lower = is_lower(fig, accs)
+        if lower and not fig.why and not args.quick: print(f'lower, and not explained: {fig.setup}: {text}')
+        why = [f'*Lower.* {fig.why}' if lower else fig.why]
+        if accs is not None: why += depends(fig, lower, args)
+        why = ' '.join(filter(None, why))
         rows.append(f'| {fig.lesson} | {fig.setup} | {fig.printed.replace("; ", "<br>")} | {text} | {why} |')
         if accs is not None: points.append((fig, accs))
     return '\n'.join(rows), points
+
+
+def train_others(args):
+    "The figures that show accuracies, once more; not at batches of two, which take an hour"
+    store = Store(args.out/f'reproduce-{args.other}.jsonl')
+    for fig in FIGURES:
+        if isinstance(fig.ours, Training) and not fig.shows and fig.ours.bs > 2:
+            store.notes(fig.ours, args.seeds, args)
 
 
 def show_accs(accs):
@@ -413,16 +440,27 @@ def draw(figs, recipes, path):
     fig.savefig(path, dpi=90)
 
 
-def where(store):
+def processor():
+    "The processor's name and the kernels that PyTorch uses on it"
+    info = Path('/proc/cpuinfo')
+    name = re.search(r'^model name\s*: (.*)', info.read_text(), re.M) if info.exists() else None
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{name[1] if name else platform.machine()} with {kernels} kernels"
+
+
+def where(store, args):
     "In words: what the notes were measured with"
-    notes = store.read().values()
-    def all_of(k): return ', '.join(sorted({o[k] for o in notes}))
-    return f"CPU ({all_of('machine')}), one thread, PyTorch {all_of('torch')}, Python {all_of('python')}."
+    def all_of(k, store): return ', '.join(sorted({o[k] for o in store.read().values()}))
+    second = ''.join(f" Verdicts were looked at a second time on {all_of('machine', o)}, but for batches of two."
+                     for o in others(args).values())
+    return (f"{all_of('machine', store)}, one thread, PyTorch {all_of('torch', store)}, "
+            f"Python {all_of('python', store)}.{second}")
 
 
 def options():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', choices=['figures', 'ablation'], help='train for one part, and write nothing')
+    p.add_argument('--other', metavar='NAME', help='train the figures once more, into reproduce-NAME.jsonl')
     p.add_argument('--seeds', type=int, default=5, help='how many, from 1 on (default 5)')
     p.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the three files')
     p.add_argument('--quick', action='store_true', help='600 images, an epoch, 2 seeds; needs another --out')
@@ -439,11 +477,12 @@ def main():
     args = options()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.other: return train_others(args)
     store = Store(args.out/'reproduce.jsonl')
     first, figs = figures(store, args) if args.only != 'ablation' else ('', [])
     second, recipes = ablation(store, args) if args.only != 'figures' else ('', [])
     if args.only: return
-    what = f'n = {len(args.seeds)} seeds, {min(args.n, 50_000):,} training images, ' + where(store)
+    what = f'n = {len(args.seeds)} seeds, {min(args.n, 50_000):,} training images, ' + where(store, args)
     rates, tuning = ', '.join(f'{r:g}' for r in RATES), ' and '.join(map(str, TUNING))
     head, recipes_head = HEAD.format(what=what), ABLATION_HEAD.format(rates=rates, tuning=tuning)
     text = f'{head}{first}\n{recipes_head}{second}\n{WORDS}'

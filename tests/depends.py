@@ -64,10 +64,19 @@ def read(o, own=frozenset()):
     if isinstance(o, SCOPES): own = own | local(o)
     for sub in ast.iter_child_nodes(o): yield from read(sub, own)
 
+def in_pairs(o):
+    "`a, b = 1, 2` as statements of one name each, the values first; nothing if `o` isn't such a one"
+    if not isinstance(o, ast.Assign) or len(o.targets) > 1: return []
+    to, of = (getattr(k, 'elts', []) for k in (o.targets[0], o.value))
+    if len(to) != len(of): return []
+    kept = [f'<{i}>' for i in range(len(to))]
+    return [*(ast.Assign([ast.Name(k, ast.Store())], v) for k, v in zip(kept, of)),
+            *(ast.Assign([t], ast.Name(k, ast.Load())) for t, k in zip(to, kept))]
+
 class Flow:
     "Follows what `enters` finds through the cells of one notebook, in order"
     def __init__(self, trees, enters):
-        self.enters, self.made, self.tainted = enters, {}, set()
+        self.enters, self.made, self.tainted, self.asserted = enters, {}, set(), []
         self.defs = {}   # name -> functions; '.name' -> methods
         for t in trees:
             for c in (c for c in ast.walk(t) if isinstance(c, ast.ClassDef)):
@@ -124,11 +133,13 @@ class Flow:
         return any([*hit, *[self.statement(s) for _ in range(2) for s in inner]])   # twice: a loop feeds itself
 
     def simple(self, o):
+        if pairs := in_pairs(o): return any([self.simple(p) for p in pairs])
         nodes = list(executed(o))
         enters, bound = self.enters_in(nodes), set(stored(o))
         hit = enters or not self.tainted.isdisjoint(self.reads(o, nodes))
         into = [n for n in nodes if isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store)]
         parts = {n.id for t in into for n in ast.walk(t) if isinstance(n, ast.Name)}
+        if hit and isinstance(o, ast.Assert): self.asserted.append(o)
         if enters: self.tainted |= self.changed(set(read(o)))
         if hit: self.tainted |= {*bound, *parts, *self.receivers(nodes)}
         else: self.tainted -= bound

@@ -43,6 +43,7 @@ NEXT = [   # (first cell, second cell, what the second is)
     ('o = run.fit(1)', 'def f(o): return o\nf(3)', 'fixed'),
     ('o = run.fit(1)', 'for o in range(3): print(o)', 'fixed'),
     ('o = run.fit(1)', 'with shows_error(ValueError): f(o)', 'trained'),
+    ('a, b = run.fit(1), 2', 'print(b)', 'fixed'), ('a, b = run.fit(1), 2', 'print(a)', 'trained'),
     ('t = perf_counter()\nf()\ntook = perf_counter() - t', 'print(f"{took} ms")', 'measured')]
 
 @pytest.mark.parametrize('src', FIXED)
