@@ -2,18 +2,14 @@
 A rule is a function that yields what is wrong. `test_rule_can_fail` feeds each rule something that it must
 flag, and `test_good_…` shows that modules and a lesson in good order get past all of them."""
 import ast, base64, io, json, os, re, shutil, subprocess, sys, tokenize
-from configparser import ConfigParser
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace as NS
 
 import pytest
+from helpers import cfg, root
 from IPython.core.inputtransformer2 import TransformerManager
 
-root = Path(__file__).resolve().parents[1]
-ini = ConfigParser(delimiters=['='])
-ini.read(root/'settings.ini', encoding='utf-8')
-cfg = ini['DEFAULT']
 site = f"{cfg['user']}/{cfg['repo']}"
 env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}   # with it, nbdev exports nothing, silently
 
