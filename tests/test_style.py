@@ -211,8 +211,10 @@ CLOCK = {'perf_counter', 'perf_counter_ns', 'process_time', 'monotonic', 'time',
 
 def timed(o, late):
     "Does the expression `o` read a clock, the column `seconds`, or one of the names `late`?"
-    column = any(getattr(k, 'value', 0) == 'seconds' for k in ast.walk(o) if isinstance(k, ast.Constant))
-    return column or words(o) & late or any(called(c) in CLOCK for c in calls(o))
+    column = any(getattr(k.slice, 'value', 0) == 'seconds' for k in ast.walk(o) if isinstance(k, ast.Subscript))
+    own = {n.id for k in ast.walk(o) if isinstance(k, ast.comprehension) and not timed(k.iter, late)
+           for n in ast.walk(k.target) if isinstance(n, ast.Name)}
+    return column or words(o) & (late - own) or any(called(c) in CLOCK for c in calls(o))
 
 def bindings(o):
     "(target, the expression that it gets a value from) of the node `o`; `a, b = 1, 2` is two"
@@ -234,7 +236,7 @@ def from_clocks(tree, late):
         for to, value in [(to, timed(value, late)) for to, value in bindings(o)]:
             names = {n.id for n in ast.walk(to) if isinstance(n, ast.Name)}
             if value: late |= names
-            elif isinstance(o, ast.Assign) and isinstance(to, (ast.Name, ast.Tuple)): late -= names
+            elif isinstance(o, (ast.Assign, ast.For)) and isinstance(to, (ast.Name, ast.Tuple)): late -= names
         from_clocks(o, late)
     return late
 
@@ -361,9 +363,10 @@ def no_ladders(mods, nbs):
         if (n := len(above(c))) > 3: yield f'{c[0]}.{c[1]} is the top of {n} classes of ours (3 at most)'
 
 def line_lengths(mods, nbs):
-    n = sorted(len(s) for m in mods for s in written(m) if s.strip())
-    over = sum(k > 88 for k in n)
-    if over > len(n)/10: yield f'{over} of {len(n)} lines have more than 88 columns (one in ten at most)'
+    "Nine of ten lines have 88 columns at most"
+    over = {m.name: sum(len(s) > 88 for s in written(m)) for m in mods}
+    n, long = sum(bool(s.strip()) for m in mods for s in written(m)), sum(over.values())
+    if long > n/10: yield f'{long} of {n} lines have more than 88 columns (one in ten at most): {over}'
 
 def function_length(mods, nbs):
     n = sorted(body_lines(f) for m in mods for f in functions(m.tree))
@@ -640,6 +643,8 @@ FITS = 'def make():\n    set_seed(42)\n    return Learner()\ndef go(learn): run.
 
 CLOCKED = """t = time.perf_counter()
 took, t = perf_counter() - t, 1
+for a, took in zip(runs, (took, took)): n = {a: 1 for a in runs}
+assert n[0]
 n, ts = len(runs), [step_time(o) for o in opts]
 print(took, ts)
 assert n == 3 and t == 1"""
