@@ -1,4 +1,4 @@
-"`minifast train` trains on the packaged digits, `minifast lessons DEST` copies the lessons"
+"`minifast train` trains on the packaged digits, `minifast lessons DEST` copies lessons"
 import argparse
 import filecmp
 import shutil
@@ -44,11 +44,11 @@ RECIPES = {
 
 
 def pooled(ni, nf, ks, **kw):
-    "`conv_layer`, but after the first one it is max pooling that halves height and width"
+    "`conv_layer`, but after the first one max pooling halves height and width"
     from torch import nn
     from minifast.init import GeneralRelu, conv_layer
     if ni < 8: return conv_layer(ni, nf, ks, **kw)
-    def act(): return nn.Sequential(nn.MaxPool2d(2), GeneralRelu())   # so there is less to rectify
+    def act(): return nn.Sequential(nn.MaxPool2d(2), GeneralRelu())   # less to rectify
     return conv_layer(ni, nf, ks, stride=1, act=act, **kw)
 
 
@@ -71,7 +71,7 @@ def build(parts, nfs, data, lr, cbs, norm=None):
     if 'onecycle' in parts:
         sched = combine_scheds([.3, .7], cos_1cycle_anneal(lr/10, lr, lr/100))
         cbs = [*cbs, ParamScheduler('lr', sched)]
-    # a pixel's channels side by side: the same sums, and convolutions of this size are faster so
+    # a pixel's channels side by side: the same sums, faster for convolutions of this size
     model.to(data.train_ds.x.device, memory_format=torch.channels_last)
     opt_func = partial(torch.optim.AdamW, foreach=True) if 'adamw' in parts else None
     learn, run = get_runner(model, data, lr, cbs, opt_func)
@@ -124,7 +124,7 @@ def test_accuracy(learn, device):
 
 
 def draw(run, out, layers, title, found):
-    "Write a picture of losses and rates to `out`, and one of what the layers did to `layers`"
+    "Write a picture of losses and rates to `out`, and one of the layers to `layers`"
     import matplotlib
     matplotlib.use('agg')
     from minifast.plot import get_grid
@@ -135,8 +135,24 @@ def draw(run, out, layers, title, found):
     run.activation_stats.plot(found)[0].figure.savefig(layers, dpi=120)
 
 
+def report(args, learn, run, seconds):
+    "Print and draw the test accuracy and how the layers are"
+    acc = test_accuracy(learn, next(learn.model.parameters()).device)
+    found = run.activation_stats.diagnose()
+    layers = args.out.with_name(f'{args.out.stem}-layers{args.out.suffix}')
+    words = args.out.with_name(f'{args.out.stem}-diagnosis.txt')
+    draw(run, args.out, layers,
+         f'{acc:.2%} of the 10,000 test images right after {seconds:.1f} s',
+         f'{len(found)} of {len(run.activation_stats.dead)} layers look ill')
+    words.write_text(f'{found}\n', encoding='utf-8')
+    print(f'test accuracy {acc:.4f} on 10,000 images '
+          f'after {seconds:.1f} s of training, telemetry included')
+    print(f'losses and learning rates: {args.out}\nwhat happened in every layer: {layers}')
+    print(f'diagnosis, also in {words}:\n\n{found}')
+
+
 def train(args):
-    "Train, then report the test accuracy and how the layers are, and draw both"
+    "Train by a recipe, and report"
     import torch
     torch.set_num_threads(args.threads)
     args.lr = getattr(args, 'lr', RECIPES[args.recipe][1])
@@ -152,34 +168,26 @@ def train(args):
         print(f'\ninterrupted in epoch {run.epoch}; what has been trained is drawn', flush=True)
     seconds = time.perf_counter()-start
     if not run.n_iter: return 130
-    acc = test_accuracy(learn, next(learn.model.parameters()).device)
-    found = run.activation_stats.diagnose()
-    layers = args.out.with_name(f'{args.out.stem}-layers{args.out.suffix}')
-    words = args.out.with_name(f'{args.out.stem}-diagnosis.txt')
-    draw(run, args.out, layers, f'{acc:.2%} of the 10,000 test images right after {seconds:.1f} s',
-         f'{len(found)} of {len(run.activation_stats.dead)} layers look ill')
-    words.write_text(f'{found}\n', encoding='utf-8')
-    print(f'test accuracy {acc:.4f} on 10,000 images '
-          f'after {seconds:.1f} s of training, telemetry included')
-    print(f'losses and learning rates: {args.out}\nwhat happened in every layer: {layers}')
-    print(f'diagnosis, also in {words}:\n\n{found}')
+    report(args, learn, run, seconds)
     return 0 if run.epoch == args.epochs else 130
 
 
 def lesson_files():
-    "The lesson notebooks: in the installed package, or beside it in a clone of the repository"
+    "The lesson notebooks: in the installed package, or beside it in a clone"
     here = Path(__file__).resolve().parent
     for folder in (here/'lessons', here.parent/'nbs'):
         found = sorted(folder.glob('*.ipynb'))
         if found: return found
-    raise SystemExit('minifast: this installation holds no lessons: install minifast again')
+    raise SystemExit(
+        'minifast: this installation holds no lessons: install minifast again')
 
 
 def lessons(args):
     "Copy the lessons to a folder; a file that is there already and differs is kept"
     dest = args.dest
     if dest.exists() and not dest.is_dir():
-        raise SystemExit(f'minifast: {dest} is a file: name a folder, new or old, for the lessons')
+        raise SystemExit(
+            f'minifast: {dest} is a file: name a folder, new or old, for the lessons')
     dest.mkdir(parents=True, exist_ok=True)
     copied, kept = [], []
     for nb in lesson_files():
@@ -188,7 +196,8 @@ def lessons(args):
         else: copied.append(shutil.copyfile(nb, to))
     print(f'{len(copied)} lesson notebooks of minifast {__version__} are in {dest}')
     if kept:
-        print(f"kept, since they differ: {', '.join(kept)}: name another folder for fresh ones")
+        print(f"kept, since they differ: {', '.join(kept)}: "
+              'name another folder for fresh ones')
     print(f'start with: jupyter lab {dest/"index.ipynb"}')
     return 0
 
@@ -233,8 +242,8 @@ def out_file(s):
 
 def add_train(sub):
     "`train` and its options"
-    names = {k: ', '.join(PARTS[o][0] for o in parts.split()) for k, (parts, lr) in RECIPES.items()}
-    made_of = '; '.join(f'{k}: {v}' for k, v in names.items())
+    def names(recipe): return ', '.join(PARTS[o][0] for o in RECIPES[recipe][0].split())
+    made_of = '; '.join(f'{k}: {names(k)}' for k in RECIPES)
     t = sub.add_parser('train', help='train a network on the packaged MNIST', description=(
         'Train a CNN on the packaged MNIST: a table of losses and accuracies while it runs, then '
         'the accuracy on the 10,000 test images, a picture of losses and learning rates (--out), '
@@ -244,7 +253,8 @@ def add_train(sub):
     add = t.add_argument
     add('--recipe', choices=RECIPES, default='best',
         help=f'what the training is made of; {made_of}')
-    add('--epochs', type=count, default=2, help='passes over the 50,000 training images')
+    add('--epochs', type=count, default=2,
+        help='passes over the 50,000 training images')
     add('--bs', type=count, default=256, help='images in a batch')
     add('--lr', type=rate, default=argparse.SUPPRESS,
         help="highest learning rate; else the recipe's")
@@ -259,7 +269,8 @@ def add_train(sub):
 
 def parser():
     "The commands and their options"
-    p = argparse.ArgumentParser('minifast', description='Deep learning from the foundations.')
+    p = argparse.ArgumentParser(
+        'minifast', description='Deep learning from the foundations.')
     p.add_argument('--version', action='version', version=f'minifast {__version__}')
     sub = p.add_subparsers(title='commands', required=True, metavar='COMMAND')
     add_train(sub)
