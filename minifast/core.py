@@ -23,9 +23,10 @@ import torch
 def shows_error(
     exc:type=Exception, # the kind of error to expect, or a tuple of kinds; any other passes through
 )->Iterator: # a context manager, for `with`
-    "Print the error that the `with` block raises, with its notes, and fail if it raises none of kind `exc`"
+    "Print the error of kind `exc` that the `with` block raises, and its notes; fail if none comes"
     try: yield
-    except exc as e: print('\n  '.join([f'{type(e).__name__}: {e}', *getattr(e, '__notes__', [])]))
+    except exc as e:
+        print('\n  '.join([f'{type(e).__name__}: {e}', *getattr(e, '__notes__', [])]))
     else:
         kinds = ' or '.join(e.__name__ for e in (exc if isinstance(exc, tuple) else (exc,)))
         raise AssertionError(f'expected {kinds}, but the block ended without an error')
@@ -55,23 +56,27 @@ def _plain(o):
 def _is_mask(idx, vals):
     "Whether the index `idx`, whose plain values are `vals`, holds bools and nothing else"
     dtype = str(getattr(idx, 'dtype', ''))
-    return all(isinstance(v, bool) for v in vals) and (len(vals) > 0 or dtype in ('torch.bool','bool'))
+    if len(vals) == 0: return dtype in ('torch.bool', 'bool')
+    return all(isinstance(v, bool) for v in vals)
 
 def _where(mask, n):
     "The positions of the true values of `mask`, which has to have length `n`"
     if len(mask) == n: return [i for i,m in enumerate(mask) if m]
-    raise ValueError(f'got a mask of length {len(mask)} for {n} items: give one bool for each item')
+    raise ValueError(
+        f'got a mask of length {len(mask)} for {n} items: give one bool for each item')
 
 def _position(i, n):
     "`i` as a number from 0 to `n`-1, a negative one counted from the end"
     if isinstance(i, bool) or not isinstance(i, int):
-        raise TypeError(f'got {i!r} as an index: give an int, a slice, a list of ints or a bool for each')
+        raise TypeError(f'got {i!r} as an index: give an int, a slice, a list of ints '
+                        'or a bool for each')
     if -n <= i < n: return i % n
-    raise IndexError(f'got index {i} for {n} items' + (f': give one from {-n} to {n-1}' if n else ''))
+    way_out = f': give one from {-n} to {n-1}' if n else ''
+    raise IndexError(f'got index {i} for {n} items{way_out}')
 
 def _locate(idx, n):
     "The position, or the list of positions, that `idx` means among `n` items"
-    if isinstance(idx, slice): return list(range(n)[idx])   # so Python does the arithmetic of slices
+    if isinstance(idx, slice): return list(range(n)[idx])   # Python does the arithmetic
     vals = _plain(idx)
     if not isinstance(vals, Iterable): return _position(vals, n)
     vals = [_plain(v) for v in vals]
@@ -92,15 +97,20 @@ class ListContainer():
         return items
     def __getitem__(self, idx):
         at = _locate(idx, len(self))
-        return self.items[at] if isinstance(at, int) else self.subset([self.items[i] for i in at])
+        if isinstance(at, int): return self.items[at]
+        return self.subset([self.items[i] for i in at])
     def __setitem__(self, idx, o):
-        if isinstance(idx, slice): self.items[idx] = listify(o); return   # may change the length
+        if isinstance(idx, slice):   # may change the length
+            self.items[idx] = listify(o)
+            return
         at = _locate(idx, len(self))
         pos,new = ([at],[o]) if isinstance(at, int) else (at,listify(o))
-        if len(pos) != len(new): raise ValueError(f'got {len(new)} items for {len(pos)} places: give as many')
+        if len(pos) != len(new):
+            raise ValueError(f'got {len(new)} items for {len(pos)} places: give as many')
         for i,v in zip(pos, new): self.items[i] = v
     def __delitem__(self, idx):
-        for i in sorted(set(listify(_locate(idx, len(self)))), reverse=True): del self.items[i]
+        at = set(listify(_locate(idx, len(self))))
+        for i in sorted(at, reverse=True): del self.items[i]
     def __repr__(self):
         n = len(self)
         shown = [repr(o) for o in self.items[:10]] + ['...']*(n > 10)
@@ -109,19 +119,22 @@ class ListContainer():
 # %% ../nbs/00_core.ipynb #34689f62
 def _deterministic():
     "Let torch choose repeatable algorithms, and warn where it has none"
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')   # cuBLAS manual, "Results reproducibility"
+    # cuBLAS manual, "Results reproducibility"
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 def set_seed(
     n:int, # from 0 to 2**32-1, the range that all three generators take
-    reproducible:bool=False, # True also asks for repeatable algorithms on a GPU; False leaves that as it is
+    reproducible:bool=False, # ask for repeatable algorithms on a GPU? False: leave that as it is
 )->None: # nothing: the generators of python, numpy and torch (every device) start again
     "Seed python, numpy and torch with `n`"
     n = _plain(n)
     if not isinstance(n, int) or not 0 <= n < 2**32:
         raise ValueError(f'got {n!r} as a seed: give a whole number from 0 to 2**32-1')
-    random.seed(n); np.random.seed(n); torch.manual_seed(n)
+    random.seed(n)
+    np.random.seed(n)
+    torch.manual_seed(n)
     if reproducible: _deterministic()
 
 # %% ../nbs/00_core.ipynb #45f882a9
@@ -139,7 +152,8 @@ def map_leaves(
         return res
     res = [map_leaves(f, v, is_leaf, plain) for v in o]
     if plain: return tuple(res)
-    return type(o)(*res) if hasattr(o, '_fields') else type(o)(res)   # named tuples take them one by one
+    named = hasattr(o, '_fields')   # a named tuple takes them one by one
+    return type(o)(*res) if named else type(o)(res)
 
 # %% ../nbs/00_core.ipynb #fe22017c
 def default_device()->torch.device: # 'cuda', else 'mps', else 'cpu'
@@ -159,8 +173,8 @@ def _can_move(o): return hasattr(o, 'to')
 
 def _move(o, device):
     "The leaf `o` on `device`"
-    if isinstance(o, torch.Tensor): return o.to(device, non_blocking=device.type == 'cuda')
-    return o.to(device) if _can_move(o) else o
+    if not isinstance(o, torch.Tensor): return o.to(device) if _can_move(o) else o
+    return o.to(device, non_blocking=device.type == 'cuda')
 
 def to_device(
     b:object, # a tensor, a module, or a list, tuple or dict of them, nested as you like
@@ -178,12 +192,14 @@ def to_cpu(
 # %% ../nbs/00_core.ipynb #64a39b38
 def _one_tensor(ts):
     "The one-element tensors `ts` of one device as a single tensor that keeps their precision"
-    if len({t.dtype for t in ts}) == 1 and not any(t.ndim for t in ts): return torch.stack(ts).detach()
-    big = next((t for t in ts if t.numel() != 1), None)
-    if big is not None: raise ValueError(f'got a tensor of shape {tuple(big.shape)}: give one element each')
-    wide = torch.float32 if ts[0].device.type == 'mps' else torch.float64   # mps has no float64
     dtypes = {t.dtype for t in ts}
-    return torch.stack([t.detach().reshape(()).to(wide if len(dtypes) > 1 else t.dtype) for t in ts])
+    if len(dtypes) == 1 and not any(t.ndim for t in ts): return torch.stack(ts).detach()
+    big = next((t for t in ts if t.numel() != 1), None)
+    if big is not None:
+        raise ValueError(f'got a tensor of shape {tuple(big.shape)}: give one element each')
+    wide = torch.float32 if ts[0].device.type == 'mps' else torch.float64   # mps: no float64
+    if len(dtypes) == 1: wide = ts[0].dtype
+    return torch.stack([t.detach().reshape(()).to(wide) for t in ts])
 
 def to_floats(
     vals:object, # numbers and one-element tensors, of any dtypes and devices

@@ -14,14 +14,16 @@ def _peak(
     x:Tensor, # floats, any shape
 )->Tensor: # the largest of the last dim, which stays as a dim of 1
     "The number to take off `x` before `exp`; autograd doesn't see it"
-    if not x.is_floating_point(): raise TypeError(f'scores must be floats, got {x.dtype}: use x.float()')
+    if not x.is_floating_point():
+        raise TypeError(f'scores must be floats, got {x.dtype}: use x.float()')
     return x.detach().amax(-1, keepdim=True)
 
 def logsumexp(
     x:Tensor, # floats, any shape
 )->Tensor: # the shape of `x` without its last dim
     "`x.exp().sum(-1).log()` that neither overflows nor underflows"
-    m = _peak(x)   # log sum exp(x) = m + log sum exp(x-m): Goodfellow et al., Deep Learning, 4.1
+    # log sum exp(x) = m + log sum exp(x-m): Goodfellow et al., Deep Learning, 4.1
+    m = _peak(x)
     m = m.masked_fill(m.isinf(), 0)   # -inf minus -inf would be nan
     return (x-m).exp().sum(-1).log() + m.squeeze(-1)
 
@@ -30,7 +32,8 @@ def log_softmax(
     x:Tensor, # scores (logits), any shape; the classes are the last dim
 )->Tensor: # log probabilities, the shape of `x`
     "`x` minus its `logsumexp`: the log of the softmax over the last dim"
-    x = x - _peak(x)   # first, so that 10000.69 isn't rounded: Blanchard, Higham & Higham 2021
+    # first, so that 10000.69 isn't rounded: Blanchard, Higham & Higham 2021
+    x = x - _peak(x)
     return x - x.exp().sum(-1, keepdim=True).log()
 
 # %% ../nbs/03_losses.ipynb #23d950cb
@@ -42,16 +45,19 @@ def _check_batch(
     yb:Tensor, # (bs,) class numbers
     name:str='pred', # what the caller calls its first argument
 ):
-    "Raise an error that says what to do unless `pred` and `yb` fit each other; looks at no value"
-    fixes = 'pass the scores', 'use torch.as_tensor(yb).long(), or yb.argmax(-1) for one-hot rows'
+    "Raise an error unless `pred` and `yb` fit each other; looks at no value"
+    fixes = ('pass the scores',
+             'use torch.as_tensor(yb).long(), or yb.argmax(-1) for one-hot rows')
     for o,n,kind,fix in zip((pred,yb), (name,'yb'), _kinds, fixes):
         got = getattr(o, 'dtype', type(o).__name__)
         if not isinstance(o, Tensor) or got not in _kinds[kind]:
             raise TypeError(f'{n} must be a tensor of {kind}, got {got}: {fix}')
     p,y = tuple(pred.shape),tuple(yb.shape)
-    if len(p) != 2: raise ValueError(f'{name} must be (bs, classes), got {p}: reshape it to one row a sample')
-    if y != p[:1]: raise ValueError(f'yb must have shape {p[:1]}, one class for each row of {name}, got {y}: '
-                                    'squeeze it, or pass the yb of the same batch')
+    if len(p) != 2: raise ValueError(
+        f'{name} must be (bs, classes), got {p}: reshape it to one row a sample')
+    if y != p[:1]: raise ValueError(
+        f'yb must have shape {p[:1]}, one class for each row of {name}, got {y}: '
+        'squeeze it, or pass the yb of the same batch')
 
 def _check_labels(
     yb:Tensor, # (bs,) class numbers
@@ -59,8 +65,9 @@ def _check_labels(
 ):
     "Raise an error naming the first label of `yb` that isn't in 0..`c`-1"
     bad = ((yb < 0) | (yb >= c)).nonzero().flatten().tolist()
-    if bad: raise ValueError(f'yb must be in 0..{c-1} for {c} classes, got {yb[bad[0]]} at yb[{bad[0]}] '
-                             f'(outside: {len(bad)} of {len(yb)}): use more outputs or mend the labels')
+    if bad: raise ValueError(
+        f'yb must be in 0..{c-1} for {c} classes, got {yb[bad[0]]} at yb[{bad[0]}] '
+        f'(outside: {len(bad)} of {len(yb)}): use more outputs or mend the labels')
 
 # %% ../nbs/03_losses.ipynb #b5d963e8
 def nll(
@@ -70,7 +77,9 @@ def nll(
     "Negative log likelihood: minus the mean of the log probabilities at the labels `yb`"
     _check_batch(logp, yb, 'logp')
     try: return -logp.gather(-1, yb.long()[:,None]).mean()
-    except (RuntimeError, IndexError): _check_labels(yb, logp.shape[1]); raise
+    except (RuntimeError, IndexError):
+        _check_labels(yb, logp.shape[1])
+        raise
 
 # %% ../nbs/03_losses.ipynb #fb454611
 def cross_entropy(

@@ -22,10 +22,12 @@ def use_style()->None: # nothing: matplotlib's settings change for the session
     "Draw every figure from here on in the lessons' style: our colours, two spines, small pictures"
     import matplotlib.pyplot as plt
     plt.rcParams.update({
-        'axes.prop_cycle': plt.cycler(color=list(COLORS.values())), 'lines.linewidth': 1.5,
-        'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
-        'axes.titlesize': 10, 'axes.labelsize': 9, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
-        'legend.fontsize': 8, 'legend.title_fontsize': 8, 'figure.titlesize': 10,
+        'axes.prop_cycle': plt.cycler(color=list(COLORS.values())),
+        'lines.linewidth': 1.5, 'legend.frameon': False,
+        'axes.spines.top': False, 'axes.spines.right': False,
+        'axes.titlesize': 10, 'figure.titlesize': 10, 'axes.labelsize': 9,
+        'xtick.labelsize': 8, 'ytick.labelsize': 8,
+        'legend.fontsize': 8, 'legend.title_fontsize': 8,
         'figure.figsize': (5,3), 'figure.dpi': 72, 'figure.constrained_layout.use': True})
 
 # %% ../nbs/01_plot.ipynb #55e1d80d
@@ -44,7 +46,7 @@ def get_ax(
     ylabel:str='', # what y is, with its unit
     figsize:tuple=(5,3), # width and height of a new figure in inches
 )->object: # the axes
-    "`ax`, or the axes of a new figure, with title and labels set and without the top and right spines"
+    "`ax`, or new axes, with title and labels set and without the top and right spines"
     import matplotlib.pyplot as plt
     if ax is None:
         ax = plt.subplots(figsize=figsize, layout='constrained')[1]
@@ -58,7 +60,8 @@ def _grid_size(n, nrows, ncols):
     if ncols is None: ncols = math.ceil(n/nrows) if nrows else math.ceil(math.sqrt(n))
     if nrows is None: nrows = math.ceil(n/ncols)
     if nrows*ncols >= n: return nrows,ncols
-    raise ValueError(f'got nrows={nrows}, ncols={ncols} for {n} axes: give one of the two, or larger ones')
+    raise ValueError(f'got nrows={nrows}, ncols={ncols} for {n} axes: give one of the two, '
+                     'or larger ones')
 
 def get_grid(
     n:int, # how many axes
@@ -68,11 +71,13 @@ def get_grid(
     title:object=None, # above the whole figure
     **kw, # passed to `plt.subplots`, e.g. `sharex=True, sharey=True`
 )->tuple: # the figure, and a flat array of its `n` axes
-    "A figure with `n` axes, laid out near a square; places of the grid that stay empty are removed"
+    "A figure with `n` axes, laid out near a square; empty places of the grid are removed"
     import matplotlib.pyplot as plt
     nrows,ncols = _grid_size(n, nrows, ncols)
-    if figsize is None: figsize = (10 if ncols > 1 else 5, 2.5*nrows if nrows > 1 else 3 + .5*(ncols > 1))
-    fig,axs = plt.subplots(nrows, ncols, figsize=figsize, squeeze=False, layout='constrained', **kw)
+    wide = ncols > 1
+    if figsize is None: figsize = (10 if wide else 5, 2.5*nrows if nrows > 1 else 3 + .5*wide)
+    kw = dict(figsize=figsize, squeeze=False, layout='constrained', **kw)
+    fig,axs = plt.subplots(nrows, ncols, **kw)
     for ax in axs.flat[n:]: ax.remove()
     for ax in axs.flat[:n]: _label(ax).set_prop_cycle(color=list(COLORS.values()))
     if title is not None: fig.suptitle(str(title))
@@ -88,12 +93,12 @@ def _to_array(o):
     return np.asarray(o.convert('RGBA') if getattr(o, 'mode', 'L') not in plain else o)
 
 def _channels_last(a, first):
-    "`a` as (H,W) or (H,W,3 or 4); `first` says that channels come first where both ends could be channels"
+    "`a` as (H,W) or (H,W,3 or 4); where both ends could be the channels, `first` decides"
     if a.ndim == 2: return a
     ok_first,ok_last = (a.ndim == 3 and a.shape[i] in (1,3,4) for i in (0,-1))
     if not (ok_first or ok_last):
-        raise ValueError(f'got an image of shape {a.shape}: give (H,W), (1,H,W), (3,H,W) or (H,W,3), '
-                         'and several images to show_images')
+        raise ValueError(f'got an image of shape {a.shape}: give (H,W), (1,H,W), (3,H,W) '
+                         'or (H,W,3), and several images to show_images')
     a = np.moveaxis(a, 0, -1) if ok_first and (first or not ok_last) else a
     return a[...,0] if a.shape[-1] == 1 else a
 
@@ -109,16 +114,17 @@ def _titles(titles, n):
     "`n` titles as plain values, from None, a tensor, an array or a list"
     if titles is None: return [None]*n
     titles = listify(titles.tolist() if hasattr(titles, 'tolist') else titles)
-    if len(titles) == n: return [t.tolist() if hasattr(t, 'tolist') else t for t in titles]
-    raise ValueError(f'got {len(titles)} titles for {n} images: give one for each image, or None')
+    if len(titles) != n: raise ValueError(
+        f'got {len(titles)} titles for {n} images: give one for each image, or None')
+    return [t.tolist() if hasattr(t, 'tolist') else t for t in titles]
 
 def _grey_range(arrays):
-    "One grey scale for all of `arrays` where each is (H,W) and they share a dtype, else each has its own"
+    "One grey scale for all of `arrays` where each is (H,W) and they share a dtype, else none"
     if any(a.ndim > 2 for a in arrays) or len({a.dtype for a in arrays}) > 1: return {}
-    return dict(vmin=min(np.nanmin(a) for a in arrays), vmax=max(np.nanmax(a) for a in arrays))
+    return dict(vmin=min(map(np.nanmin, arrays)), vmax=max(map(np.nanmax, arrays)))
 
 def show_image(
-    im:object, # (H,W), (1,H,W), (3,H,W) or (H,W,3), also with 4 channels: a tensor, array or PIL image
+    im:object, # tensor, array or PIL image: (H,W), (1,H,W), or 3 or 4 channels, first or last
     ax:object=None, # matplotlib axes to draw on; None makes a new figure
     title:object=None, # anything that has a text
     figsize:tuple=(2,2), # inches, for a new figure
@@ -133,16 +139,17 @@ def show_image(
 
 # %% ../nbs/01_plot.ipynb #b7ddf5b8
 def show_images(
-    ims:object, # a tensor or array of shape (n, …), or a list, of at most 256 images as `show_image` takes
+    ims:object, # at most 256 images as `show_image` takes: a list, or a tensor or array (n, …)
     titles:object=None, # one for each image
     nrows:int=None, # rows; None takes as many as are needed
     ncols:int=None, # columns; None takes as many as are needed
-    figsize:tuple=None, # inches; None is 1.1 for each column and row, and .2 more for a row of titles
+    figsize:tuple=None, # inches; None is 1.1 for each column and row, .2 more for titles
     **kw, # passed to `ax.imshow`
 )->object: # a flat array of the axes
     "Show `ims` in a grid; grey images of one dtype share their grey scale"
     n = len(ims)
-    if not 0 < n <= 256: raise ValueError(f'got {n} images: give 1 to 256 of them, e.g. ims[:16]')
+    if not 0 < n <= 256:
+        raise ValueError(f'got {n} images: give 1 to 256 of them, e.g. ims[:16]')
     titles,(nrows,ncols) = _titles(titles, n),_grid_size(n, nrows, ncols)
     if figsize is None: figsize = (1.1*ncols, (1.1 + .2*(titles[0] is not None))*nrows)
     kw = {**_grey_range([_to_image(im) for im in ims]), **kw}
@@ -153,25 +160,28 @@ def show_images(
 # %% ../nbs/01_plot.ipynb #a82b8bc8
 def layer_colors(
     n:int, # how many layers
-)->list: # `n` colours as '#rrggbb', from dark violet to a yellow that is still legible on white
+)->list: # `n` colours as '#rrggbb', from dark violet to a yellow that is legible on white
     "One colour of viridis for each layer, in order from the first to the last"
     if n < 0: raise ValueError(f'got {n} layers: give 0 or more')
     import matplotlib as mpl
-    return [mpl.colors.to_hex(c) for c in mpl.colormaps['viridis'](np.linspace(0, .93, n))]
+    colors = mpl.colormaps['viridis'](np.linspace(0, .93, n))
+    return [mpl.colors.to_hex(c) for c in colors]
 
 def _layer_bar(ax, labels):
     "A colour bar in place of a legend, with about six of `labels`"
     import matplotlib as mpl
     n = len(labels)
-    cmap,norm = mpl.colors.ListedColormap(layer_colors(n)),mpl.colors.BoundaryNorm(np.arange(n+1) - .5, n)
+    cmap = mpl.colors.ListedColormap(layer_colors(n))
+    norm = mpl.colors.BoundaryNorm(np.arange(n+1) - .5, n)
     ticks = sorted({round(i) for i in np.linspace(0, n-1, 6)})
-    bar = ax.figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=ax, label='layer', ticks=ticks)
+    mappable = mpl.cm.ScalarMappable(norm, cmap)
+    bar = ax.figure.colorbar(mappable, ax=ax, label='layer', ticks=ticks)
     bar.ax.set_yticklabels([labels[i] for i in ticks])
     bar.ax.minorticks_off()
 
 # %% ../nbs/01_plot.ipynb #043111b3
 def plot_layers(
-    stats:object, # for each layer, from the first to the last, its numbers; or a tensor (layers, iterations)
+    stats:object, # for each layer, in order, its numbers; or a tensor (layers, iterations)
     ax:object=None, # matplotlib axes to draw on; None makes a new figure
     labels:object=None, # a text for each layer; None numbers them from 0
     title:object='', # the finding, in a few words
@@ -181,13 +191,15 @@ def plot_layers(
 )->object: # the axes
     "One line of viridis for each layer; a legend for up to 10 layers, a colour bar for more"
     n = len(stats)
-    if n == 0: raise ValueError('got no layers: give one list of numbers for each layer')
+    if not n: raise ValueError('got no layers: give one list of numbers for each layer')
     labels = [str(o) for o in (range(n) if labels is None else listify(labels))]
-    if len(labels) != n: raise ValueError(f'got {len(labels)} labels for {n} layers: give one for each')
+    if len(labels) != n:
+        raise ValueError(f'got {len(labels)} labels for {n} layers: give one for each')
     ax = get_ax(ax, title, xlabel, ylabel, figsize=(5.5,3))
     for i,(s,c) in enumerate(zip(stats, layer_colors(n))):
         ys = to_floats(s.tolist() if hasattr(s, 'tolist') else s)
-        ax.plot([j*every for j in range(len(ys))], ys, color=c, label=labels[i], linewidth=2 - i/n)
+        xs = [j*every for j in range(len(ys))]
+        ax.plot(xs, ys, color=c, label=labels[i], linewidth=2 - i/n)
     if n > 10: _layer_bar(ax, labels)
     else: ax.legend(title='layer', loc='center left', bbox_to_anchor=(1,.5), frameon=False)
     return ax
@@ -197,7 +209,8 @@ def _counts(hists):
     "`hists` as an array of counts, two-dimensional and without negative numbers"
     a = _to_array(hists).astype(np.float64)
     if a.ndim != 2 or not a.size:
-        raise ValueError(f'got histograms of shape {a.shape}: give (bins, iterations), one of each at least')
+        raise ValueError(f'got histograms of shape {a.shape}: give (bins, iterations), '
+                         'one of each at least')
     if a.min() >= 0: return a
     raise ValueError(f'got {a.min():.3g} as a count: give the counts, not their logarithms')
 
@@ -213,10 +226,12 @@ def plot_hists(
 )->object: # the axes
     "Histograms over time as an image of log(1 + count), with a colour bar"
     a = _counts(hists)
-    if not rng[0] < rng[1]: raise ValueError(f'got rng={rng}: give (low, high) with low < high')
+    if not rng[0] < rng[1]:
+        raise ValueError(f'got rng={rng}: give (low, high) with low < high')
     ax = get_ax(ax, title, xlabel, ylabel)
-    im = ax.imshow(np.log1p(a), **{'origin':'lower', 'aspect':'auto', 'interpolation':'nearest',
-                                   'cmap':'magma', 'vmin':0, 'extent':(0, a.shape[1]*every, *rng), **kw})
+    style = dict(origin='lower', aspect='auto', interpolation='nearest', cmap='magma')
+    extent = (0, a.shape[1]*every, *rng)
+    im = ax.imshow(np.log1p(a), **{**style, 'vmin':0, 'extent':extent, **kw})
     ax.figure.colorbar(im, ax=ax, label='log(1 + count)')
     return ax
 

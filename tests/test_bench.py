@@ -5,11 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import root
 
-root = Path(__file__).resolve().parents[1]
 bench = root/'bench'
 
 def reproduce(*args, ok=True):

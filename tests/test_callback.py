@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import make_callback as make
 from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException, CancelEpochException,
                                CancelTrainException, add_note, check_events, describe, listens)
 from minifast.core import ListContainer
@@ -19,11 +20,6 @@ from minifast.runner import Runner
 CANCELS = CancelBatchException, CancelEpochException, CancelTrainException
 MAY_SKIP = 'begin_epoch', 'begin_validate'
 quick = settings(max_examples=60, deadline=None)
-
-
-def make(name='Some', order=0, base=Callback, **methods):
-    "An instance of a new class of callbacks"
-    return type(name, (base,), {'_order': order, **methods})()
 
 
 class Keeps(Callback):   # at module level, so that it pickles

@@ -16,6 +16,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from helpers import conv2d, copies as same, exact, gpu
 import minifast.core
 from minifast.callback import Callback, CancelBatchException
 from minifast.cnn import (BatchTransformXCallback, CudaCallback, Lambda, flatten, get_cnn_layers, get_cnn_model,
@@ -27,14 +28,8 @@ from minifast.losses import accuracy
 from minifast.runner import AvgStatsCallback, Runner, TrainEvalCallback
 from minifast.sched import LR_Find
 
-exact = partial(assert_close, rtol=0, atol=0)
 quick = settings(max_examples=40, deadline=None)
-same = [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
 meta = torch.device('meta')
-
-
-def conv2d(ni, nf, ks=3, stride=2):
-    return nn.Sequential(nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride), nn.ReLU())
 
 
 def make_data(n=22, size=(784,), c=10, bs=8, dtype=torch.float32):
@@ -454,7 +449,6 @@ def test_it_costs_next_to_nothing_on_the_cpu():
         return (time.perf_counter() - start)/n
     assert min(seconds() for _ in range(10)) < 20e-6
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device on this machine')
 mps = pytest.mark.skipif(not torch.backends.mps.is_available(), reason='no MPS device on this machine')
 
 @pytest.mark.parametrize('device', [pytest.param('cuda', marks=gpu), pytest.param('mps', marks=mps)])

@@ -1,11 +1,10 @@
 "The recipes of `minifast train`: each part is really there, and is explained; the package's test trains by them"
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from helpers import root
 from minifast.__main__ import PARTS, RECIPES, build, describe, parser, pooled
 from minifast.cnn import BatchTransformXCallback
 from minifast.core import set_seed
@@ -14,8 +13,6 @@ from minifast.init import GeneralRelu
 from minifast.lsuv import ConvLayer, get_batch
 from minifast.norm import RunningBatchNorm
 from minifast.sched import Recorder
-
-nbs = Path(__file__).resolve().parents[1]/'nbs'
 
 @pytest.fixture(scope='module')
 def data():
@@ -112,7 +109,7 @@ def test_every_part_says_what_for_and_where(name):
     for line, key in zip(text.splitlines()[2:], parts):
         what, _, where = PARTS[key]
         assert line.startswith(f'  {what} ') and line.endswith(where) and len(line) <= 140
-        [lesson] = [w for w in where.split() if (nbs/f'{w}.ipynb').exists()]
+        [lesson] = [w for w in where.split() if (root/'nbs'/f'{w}.ipynb').exists()]
         assert lesson and len([w for w in where.split() if w[0].isdigit()]) == 1
 
 def test_help_and_errors(capsys):

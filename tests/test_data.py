@@ -12,17 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.testing import assert_close
 from torch.utils import data as td
 
+from helpers import exact
 from minifast.data import (DataBunch, DataLoader, Dataset, get_data, get_dls, mnist_view, normalize,
                            normalize_to, view_tfm)
 
 packaged = files('minifast')/'data'/'mnist'
 kinds = [('train', 'train'), ('test', 't10k')]
-
-
-def exact(a, b): assert_close(a, b, rtol=0, atol=0)
 
 
 def idx(a):

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from helpers import RaiseAt, bunch as make_bunch, net
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
 from minifast.cnn import get_runner
 from minifast.core import set_seed
-from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.hook_callbacks import ActivationStats, HookCallback, hook_output, hook_outputs
 from minifast.hooks import children, leaked_hooks
 from minifast.init import GeneralRelu
@@ -27,12 +27,7 @@ from minifast.telemetry import Telemetry
 N, BS = 40, 8
 
 
-def net(): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
-
-
-def bunch(n=N, dtype=torch.float32, nx=6):
-    x, y = torch.randn(n, nx, dtype=dtype), torch.randint(0, 3, (n,))
-    return DataBunch(DataLoader(Dataset(x, y), BS), DataLoader(Dataset(x[:20], y[:20]), 2*BS), 3)
+def bunch(n=N, **kw): return make_bunch(n, BS, n_valid=20, **kw)
 
 
 def make(*cbs, model=None, data=None, lr=.1, **kw):
@@ -41,13 +36,6 @@ def make(*cbs, model=None, data=None, lr=.1, **kw):
 
 class Shapes(HookCallback):
     def hook(self, m, inp, outp): return tuple(outp.shape)
-
-
-class RaiseAt(Callback):
-    def __init__(self, event, exc):
-        self.exc = exc
-        setattr(self, event, self.act)
-    def act(self): raise self.exc('on purpose')
 
 
 # --- outputs to keep

@@ -18,19 +18,18 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers import RaiseAt, bunch, net
 from minifast import hooks as module
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
 from minifast.cnn import get_runner
 from minifast.core import ListContainer
-from minifast.data import DataBunch, Dataset, get_dls
 from minifast.hooks import Hook, Hooks, append_stats, children, first_tensor, get_hist, get_min, leaked_hooks
 from minifast.init import GeneralRelu
 from minifast.plot import plot_hists, plot_layers
 from minifast.sched import LR_Find
 
 
-def net(): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
 def shape(hook, mod, inp, outp): return tuple(outp.shape)
 def count(hook, mod, inp, outp): hook.n = getattr(hook, 'n', 0) + 1
 def x(n=7): return torch.randn(n, 6)
@@ -451,7 +450,7 @@ def test_the_place_is_outside_of_the_package():
     class Watching(Callback):
         def begin_fit(self): self.at = leaked_hooks(self.model)
     m = net()
-    learn, run = get_runner(m, data(), cbs=[Watching(), type('Made', (Callback,), dict(begin_fit=make_inside, _order=-9))()])
+    learn, run = get_runner(m, bunch(), cbs=[Watching(), type('Made', (Callback,), dict(begin_fit=make_inside, _order=-9))()])
     run.fit(0, learn)   # here
     assert [o.where.endswith('   # here') for o in run.watching.at] == [True]
 
@@ -486,19 +485,11 @@ def test_leaked_hooks_wants_a_module():
 
 # --- a Runner's fit
 
-class RaiseAt(Callback):
-    def __init__(self, event, exc): self.exc = exc; setattr(self, event, self.act)
-    def act(self): raise self.exc
-
 class Watch(Callback):
     "Hooks that live from begin_fit to after_fit"
     _order = -5
     def begin_fit(self): self.hooks = Hooks(self.model, append_stats)
     def after_fit(self): self.hooks.remove()
-
-def data(n=24, bs=8):
-    ds = Dataset(torch.randn(n, 6), torch.arange(n) % 3)
-    return DataBunch(*get_dls(ds, ds, bs), c=3)
 
 FIRST = dict(after_cancel_batch=CancelBatchException, after_cancel_epoch=CancelEpochException,
              after_cancel_train=CancelTrainException)
@@ -506,7 +497,7 @@ FIRST = dict(after_cancel_batch=CancelBatchException, after_cancel_epoch=CancelE
 @pytest.mark.parametrize('exc', [CancelBatchException, CancelEpochException, CancelTrainException, KeyError, KeyboardInterrupt])
 @pytest.mark.parametrize('event', EVENTS)
 def test_no_end_of_a_fit_leaves_a_hook(event, exc):
-    m, d = net(), data()
+    m, d = net(), bunch()
     before = traces(m)
     for _ in range(5):
         cbs = [RaiseAt(event, exc()), Watch()]
@@ -520,7 +511,7 @@ def test_no_end_of_a_fit_leaves_a_hook(event, exc):
         assert leaked_hooks(m) == [] and traces(m) == before and not any(h.active for h in hooks)
 
 def test_a_second_fit_and_an_error_in_model_or_loss():
-    m, d = net(), data()
+    m, d = net(), bunch()
     learn, run = get_runner(m, d, cbs=[Watch()])
     for _ in range(5): run.fit(1, learn); assert leaked_hooks(m) == []
     learn.loss_func = lambda *a: 1/0
@@ -547,7 +538,7 @@ class FailsAt(nn.Module):
 @pytest.mark.parametrize('forward', [True, False])
 def test_an_error_or_ctrl_c_in_model_loss_or_hook(exc, place, forward):
     def raises(*args): raise exc
-    m, d = nn.Sequential(*net(), nn.Identity()), data()
+    m, d = nn.Sequential(*net(), nn.Identity()), bunch()
     before = traces(m)
     for _ in range(5):
         if place in ('forward', 'validation', 'backward'): m[5] = FailsAt(exc, 5 if place == 'validation' else 2, place == 'backward')
@@ -557,7 +548,7 @@ def test_an_error_or_ctrl_c_in_model_loss_or_hook(exc, place, forward):
         assert leaked_hooks(m) == [] and traces(m) == before and not any(h.active for h in hooks)
 
 def test_a_diverging_lr_finder():
-    m, d = net(), data()
+    m, d = net(), bunch()
     before, weights = traces(m), copy.deepcopy(m.state_dict())
     for _ in range(5):
         learn, run = get_runner(m, d, cbs=[Watch(), find := LR_Find(max_iter=60, max_lr=1e9)])
@@ -571,7 +562,7 @@ def test_watching_changes_no_weight():
     for ms in (lambda m: [], lambda m: m):
         torch.manual_seed(0)
         m = net()
-        learn, run = get_runner(m, data(), lr=.5)
+        learn, run = get_runner(m, bunch(), lr=.5)
         with Hooks(ms(m), append_stats), Hooks(ms(m), append_stats, is_forward=False): run.fit(2, learn)
         res.append(m.state_dict())
     assert_close(*res, rtol=0, atol=0)
@@ -588,7 +579,7 @@ def test_training_and_validation_are_apart_and_equal_a_manual_forward():
                 row.append([out.mean(), out.std(), out.clamp(-1, 1).histc(20, -1, 1).long(), (out.abs() <= .1).float().mean()])
             self.seen[self.in_train].append(row)
     m = net()
-    learn, run = get_runner(m, data(26), cbs=[Manual()])
+    learn, run = get_runner(m, bunch(26), cbs=[Manual()])
     with Hooks(m, partial(append_stats, bins=20, rng=(-1, 1), near=.1)) as hooks: run.fit(3, learn)
     for i, h in enumerate(hooks):
         for stats, in_train, n in ((h.stats, True, 12), (h.valid_stats, False, 6)):

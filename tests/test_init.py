@@ -1,5 +1,5 @@
 "init: the activation, the block, Kaiming's weights, the runner in one call"
-import copy, io, itertools, math, pickle
+import copy, io, itertools, math
 from functools import partial
 
 import pytest
@@ -10,12 +10,11 @@ from torch import nn, optim
 from torch.nn import init
 from torch.testing import assert_close
 
-from minifast.cnn import BatchTransformXCallback, Lambda, flatten
+from helpers import blobs, conv2d, image_cbfs as cbfs, pickled
+from minifast.cnn import Lambda, flatten
 from minifast.core import set_seed
-from minifast.data import DataBunch, Dataset, get_dls, mnist_view
 from minifast.init import GeneralRelu, conv_layer, get_learn_run, init_cnn
-from minifast.losses import accuracy
-from minifast.runner import AvgStatsCallback, Runner
+from minifast.runner import Runner
 
 ALL = list(itertools.product((None, 0., .1), (None, 0., .4), (None, 0., 2.)))   # leak, sub, maxv
 
@@ -367,13 +366,7 @@ def test_a_lazy_layer_is_not_passed_over():
 # --- get_learn_run, and the call forms of 2019
 
 @pytest.fixture(scope='module')
-def data():
-    set_seed(0)
-    y = torch.arange(600) % 10
-    x = torch.randn(10, 784)[y] + .3*torch.randn(600, 784)
-    return DataBunch(*get_dls(Dataset(x[:400], y[:400]), Dataset(x[400:], y[400:]), bs=50), c=10)
-
-cbfs = [partial(AvgStatsCallback, accuracy), partial(BatchTransformXCallback, mnist_view)]
+def data(): return blobs(400, 200)
 
 def test_cells_of_2019(data, capsys):
     learn, run = get_learn_run([8, 16], data, .45, conv_layer, cbs=cbfs, leak=.1, sub=.4, maxv=6.)
@@ -399,8 +392,6 @@ def test_settings_reach_their_place(data):
     assert type(learn.opt) is optim.Adam and learn.opt.param_groups[0]['betas'] == (.8, .9)
     assert [type(o) for o in learn.model[0]] == [nn.Conv2d, nn.ReLU, nn.BatchNorm2d]
     assert learn.model[0][0].stride == (1, 1)
-    def conv2d(ni, nf, ks=3, stride=2):   # as lesson 06 teaches it
-        return nn.Sequential(nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride), nn.ReLU())
     model = get_learn_run([64], data, .1, conv2d)[0].model
     assert_close(std_of(model[0][0].weight), math.sqrt(2/25), rtol=.06, atol=0)
 
@@ -410,8 +401,6 @@ def test_two_calls_share_nothing(data):
 
 
 # --- copies
-
-def pickled(o): return pickle.loads(pickle.dumps(o))
 
 @pytest.mark.parametrize('copied', [copy.deepcopy, pickled])
 def test_copies(copied):

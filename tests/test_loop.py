@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.nn import functional as F
-from torch.testing import assert_close
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
+from helpers import assert_same, exact, make_callback as make
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException, describe)
 from minifast.core import set_seed
@@ -21,7 +21,6 @@ from minifast.learner import Learner
 from minifast.loop import TrainingLoop
 from minifast.runner import AvgStatsCallback, Runner
 
-exact = partial(assert_close, rtol=0, atol=0)
 CANCELS = {'batch': CancelBatchException, 'epoch': CancelEpochException, 'train': CancelTrainException}
 KINDS = {**CANCELS, 'error': KeyError, 'ctrl-c': KeyboardInterrupt}
 N_TRAIN,N_VALID,EPOCHS = 3,2,2                            # batches; the last of each is a short one
@@ -70,24 +69,12 @@ def plain_fit(epochs, learn):
     return losses
 
 
-def equal(a, b):
-    "Are two nested states the same to the last bit?"
-    if isinstance(a, torch.Tensor): return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
 def same_training(a, b):
     "Two learners came out of two trainings the same, and their optimisers did"
-    for o in ('model', 'opt'):
-        x,y = getattr(a, o).state_dict(),getattr(b, o).state_dict()
-        if not equal(x, y): exact(x, y); raise AssertionError(f'{x} is not {y}')
+    for o in ('model', 'opt'): assert_same(getattr(a, o).state_dict(), getattr(b, o).state_dict())
 
 
 def modes(learn): return [m.training for m in learn.model.modules()]
-
-
-def make(name='Some', order=0, **methods): return type(name, (Callback,), {'_order': order, **methods})()
 
 
 class Trace(Callback):

@@ -1,6 +1,5 @@
 "Lesson 07a. Mean and std are measured here by hooks of PyTorch's own on a run of the whole model"
 import copy
-import io
 import random
 from functools import partial
 
@@ -14,17 +13,17 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
+from helpers import assert_same, blobs, image_cbfs as cbfs, randomness, saved
 from minifast.callback import Callback
 from minifast.cnn import BatchTransformXCallback, CudaCallback, Lambda, flatten
 from minifast.core import set_seed
-from minifast.data import DataBunch, DataLoader, Dataset, get_dls, mnist_view
+from minifast.data import DataLoader, mnist_view
 from minifast.hook_callbacks import ActivationStats
 from minifast.hooks import Hooks, append_stats, get_min, leaked_hooks
 from minifast.init import GeneralRelu, conv_layer, get_learn_run, init_cnn
 from minifast.learner import Learner
-from minifast.losses import accuracy
 from minifast.lsuv import ConvLayer, LSUVReport, find_modules, get_batch, is_lin_layer, lsuv_init, lsuv_module
-from minifast.runner import AvgStatsCallback, Runner
+from minifast.runner import Runner
 from minifast.sched import LR_Find, ParamScheduler, Recorder, sched_lin
 
 
@@ -122,13 +121,7 @@ def test_is_lin_layer():
 # --- get_batch
 
 @pytest.fixture(scope='module')
-def data():
-    set_seed(0)
-    y = torch.arange(400) % 10
-    x = torch.randn(10, 784)[y] + .3*torch.randn(400, 784)
-    return DataBunch(*get_dls(Dataset(x[:300], y[:300]), Dataset(x[300:], y[300:]), bs=50), c=10)
-
-cbfs = [partial(AvgStatsCallback, accuracy), partial(BatchTransformXCallback, mnist_view)]
+def data(): return blobs(300, 100)
 
 def state(run): return {k: v for k, v in vars(run).items() if k not in ('cbs', '_on')}
 
@@ -315,10 +308,6 @@ def test_settings_that_make_no_sense(kw, xb):
 
 # --- a second run, and copies
 
-def stored(m):
-    f = io.BytesIO(); torch.save(m.state_dict(), f); f.seek(0)
-    return torch.load(f, weights_only=True)
-
 @pytest.mark.parametrize('kw', ACTS, ids=str)
 @pytest.mark.parametrize('orthonormal', (False, True))
 def test_a_second_run_changes_nothing(kw, orthonormal, xb):
@@ -333,7 +322,7 @@ def test_a_second_run_changes_nothing(kw, orthonormal, xb):
 def test_a_state_dict_gives_the_same_bits(kw, xb):
     m, fresh = net(**kw), net(**kw)
     lsuv_init(m, xb)
-    fresh.load_state_dict(stored(m))
+    fresh.load_state_dict(saved(m.state_dict(), weights_only=True))
     assert fresh(xb).equal(m(xb)) and copy.deepcopy(m)(xb).equal(m(xb))
     assert fresh[0].bias.equal(m[0].bias)
 
@@ -516,8 +505,6 @@ class Busy(nn.Module):
         torch.randn(3), random.random(), np.random.rand()
         return self.head(x.mean((2, 3)))
 
-def randomness(): return torch.get_rng_state(), random.getstate(), np.random.get_state()
-def no_change(a, b): return a[0].equal(b[0]) and a[1] == b[1] and (a[2][1] == b[2][1]).all() and a[2][2] == b[2][2]
 
 def watched(m, xb):
     "`m` with gradients and hooks, and a function that tells whether anything but layers has changed"
@@ -530,7 +517,8 @@ def watched(m, xb):
     ids, modes, rng, placed = {k: id(v) for k, v in m.named_buffers()}, [o.training for o in m.modules()], None, hooks_now()
     rng = randomness()
     def unchanged():
-        assert [o.training for o in m.modules()] == modes and no_change(rng, randomness())
+        assert [o.training for o in m.modules()] == modes
+        assert_same(rng, randomness())
         assert all(v.equal(bufs[k]) for k, v in m.named_buffers() if k in bufs)
         assert {k: id(v) for k, v in m.named_buffers()} == ids
         assert all(p is q and q.grad.equal(g) and q.requires_grad == r and q.is_leaf

@@ -1,18 +1,14 @@
 """What somebody gets who installs minifast without the repository: wheel and sdist, the wheel in an
 environment of its own, its commands, and imports that change nothing."""
 import ast, json, os, re, shutil, subprocess, sys, sysconfig, tarfile, zipfile
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from helpers import cfg, root
 from test_notebooks import run, said
 
-root = Path(__file__).resolve().parents[1]
-ini = ConfigParser(delimiters=['='])
-ini.read(root/'settings.ini', encoding='utf-8')
-cfg = ini['DEFAULT']
 version = cfg['version']
 modules = sorted(p.stem for p in (root/'minifast').glob('[!_]*.py') if p.stem != 'all')
 data = {f'minifast/data/mnist/{n}' for n in ('NOTICE.md', *(

@@ -25,6 +25,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from helpers import copies as same, exact, make_callback as make, quiet
 import minifast
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
@@ -35,9 +36,7 @@ from minifast.losses import accuracy
 from minifast.runner import (AvgStats, AvgStatsCallback, EarlyStoppingCallback, ProgressCallback, Runner,
                              TrainEvalCallback, show_training_loop)
 
-exact = partial(assert_close, rtol=0, atol=0)
 quick = settings(max_examples=60, deadline=None)
-same = [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
 PACKAGE = str(Path(minifast.__file__).parents[1])         # for other processes: the one that is tested here
 COLUMNS = ['epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy', 'seconds']
 
@@ -76,22 +75,11 @@ def plain_fit(epochs, learn):
     return rows
 
 
-def make(name='Some', order=0, **methods): return type(name, (Callback,), {'_order': order, **methods})()
-
-
 def raising(exc, when=lambda self: True):
     "A method that raises"
     def act(self):
         if when(self): raise exc
     return act
-
-
-def quiet(*cbs):
-    "A Runner that keeps its table rows in `rows`"
-    run = Runner(list(cbs))
-    run.rows = []
-    run.logger = run.rows.append
-    return run
 
 
 def numbers(run): return [[o[k] for k in o if k not in ('epoch', 'seconds')] for o in run.avg_stats.history]

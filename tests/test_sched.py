@@ -15,11 +15,12 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from helpers import assert_same as same, quiet
 from minifast.callback import Callback, CancelBatchException
 from minifast.core import set_seed
 from minifast.data import DataLoader, Dataset
 from minifast.learner import Learner
-from minifast.runner import AvgStatsCallback, Runner
+from minifast.runner import AvgStatsCallback
 from minifast.sched import (LR_Find, ParamScheduler, Recorder, annealer, combine_scheds, cos_1cycle_anneal, pg_dicts,
                             sched_cos, sched_exp, sched_lin, sched_no)
 
@@ -36,12 +37,6 @@ def learner(opt_func=partial(optim.SGD, lr=.1), dls=None, groups=False):
     m = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(.2), nn.Linear(5, 3))
     ps = pg_dicts([m[0].parameters(), [*m[1].parameters(), *m[4].parameters()]]) if groups else m.parameters()
     return Learner(m, opt_func(ps), F.cross_entropy, dls or data())
-
-
-def quiet(*cbs):
-    run = Runner(list(cbs))
-    run.logger = lambda cells: None
-    return run
 
 
 # --- schedules
@@ -249,15 +244,6 @@ def everything(learn):
                               numpy=torch.from_numpy(np.random.get_state()[1].astype('int64')), py=random.getstate(),
                               training=[m.training for m in learn.model.modules()],
                               grads=[p.grad for p in learn.model.parameters()]))
-
-
-def same(a, b):
-    for k in a:
-        if k in ('model', 'torch', 'numpy'): assert_close(a[k], b[k], rtol=0, atol=0)
-        elif k == 'opt':
-            assert a[k]['param_groups'] == b[k]['param_groups']
-            assert_close(a[k]['state'], b[k]['state'], rtol=0, atol=0)
-        else: assert a[k] == b[k], k
 
 
 @pytest.mark.parametrize('exc', [None, RuntimeError('x'), KeyboardInterrupt()], ids=repr)

@@ -2,18 +2,14 @@
 A rule is a function that yields what is wrong. `test_rule_can_fail` feeds each rule something that it must
 flag, and `test_good_…` shows that modules and a lesson in good order get past all of them."""
 import ast, base64, io, json, os, re, shutil, subprocess, sys, tokenize
-from configparser import ConfigParser
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace as NS
 
 import pytest
+from helpers import cfg, root
 from IPython.core.inputtransformer2 import TransformerManager
 
-root = Path(__file__).resolve().parents[1]
-ini = ConfigParser(delimiters=['='])
-ini.read(root/'settings.ini', encoding='utf-8')
-cfg = ini['DEFAULT']
 site = f"{cfg['user']}/{cfg['repo']}"
 env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}   # with it, nbdev exports nothing, silently
 
@@ -120,12 +116,25 @@ def body_lines(f):
     body = f.body[1:] if ast.get_docstring(f) else f.body
     return body[-1].end_lineno - body[0].lineno + 1 if body else 1
 
-def module_size(m):
-    if (n := len(m.src.splitlines())) > 250: yield f'{n} lines (250 at most)'
-    own = re.sub(r'^# %% auto .*?(?=^# %%|\Z)', '', m.src, flags=re.M | re.S)   # nbdev breaks __all__ at 120
-    yield from (f'{len(s)} columns (110 at most): {s[:40]}…' for s in own.split('\n') if len(s) > 110)
+def written(m):
+    "The lines of a module that somebody wrote: nbdev breaks `__all__` at 120"
+    return re.sub(r'^# %% auto .*?(?=^# %%|\Z)', '', m.src, flags=re.M | re.S).split('\n')
+
+def sizes(m):
+    "A function and a class are as long as their idea, and fit on a screen"
+    yield from (f'{len(s)} columns (100 at most): {s[:40]}…' for s in written(m) if len(s) > 100)
     for f in functions(m.tree):
         if (n := body_lines(f)) > 25: yield f'{f.name} has {n} lines (25 at most)'
+    for c in (o for o in ast.walk(m.tree) if isinstance(o, ast.ClassDef)):
+        if (n := c.end_lineno - c.lineno + 1) > 80: yield f'{c.name} has {n} lines (80 at most)'
+
+def one_statement(m):
+    "One statement a line; `def f(): x` and `if c: x` are one"
+    for o in ast.walk(m.tree):
+        bodies = [getattr(o, k, []) for k in ('body', 'orelse', 'finalbody')]
+        for body in (b for b in bodies if isinstance(b, list)):   # a lambda's body is an expression
+            for a, b in zip(body, body[1:]):
+                if b.lineno == a.end_lineno: yield f'line {b.lineno}: two statements on one line'
 
 def no_assert(m):
     yield from (f'line {o.lineno}: `assert` is gone under python -O; raise an error that says what to do'
@@ -135,8 +144,6 @@ def no_assert(m):
 # --- rules for one notebook
 
 def notebook_size(nb):
-    low, high = (40, 75) if nb.lesson else (1, 40)
-    if not low <= len(nb.cells) <= high: yield f'{len(nb.cells)} cells ({low}-{high})'
     if nb.size > 300_000: yield f'{nb.size/1000:.0f} kB (300 at most)'
     for c in nb.code:
         for kb in (len(base64.b64decode(text(o.get('data', {}).get('image/png'))))/1000 for o in c.outs):
@@ -144,14 +151,13 @@ def notebook_size(nb):
 
 def rhythm(nb):
     """Short cells, and prose before the sixth of them. What is hidden isn't read; the median is that of the
-    cells that export nothing, since `module_size` and `function_length` see to exports."""
+    cells that export nothing, since `sizes` and `function_length` see to exports."""
     run = 0
     for c in nb.cells:
         if c.kind == 'code' and 'hide' in c.flags: continue
         run = run + 1 if c.kind == 'code' else 0
         if run == 6: yield f'cell {c.i}: the sixth code cell in a row without prose'
     for c in nb.code:
-        if (n := c.src.count('\n') + 1) > 30: yield f'cell {c.i}: {n} lines (30 at most)'
         if (n := max(map(len, c.src.split('\n')))) > 110: yield f'cell {c.i}: {n} columns (110 at most)'
     size = [sum(map(bool, c.src.split('\n'))) for c in nb.code if not c.flags]
     if nb.lesson and size and median(size) > 5: yield f'the median code cell has {median(size):g} lines (2-5)'
@@ -200,6 +206,52 @@ def seeded(nb):
         kinds = [k for h in happening(c.tree) for k in does.get(called(h), [])]
         if kinds[:1] == ['fit'] and not sown: yield f'cell {c.i}: no set_seed above its fit'
         sown = 'fit' not in kinds if kinds else sown
+
+CLOCK = {'perf_counter', 'perf_counter_ns', 'process_time', 'monotonic', 'time', 'timeit', 'default_timer'}
+
+def timed(o, late):
+    "Does the expression `o` read a clock, the column `seconds`, or one of the names `late`?"
+    column = any(getattr(k.slice, 'value', 0) == 'seconds' for k in ast.walk(o) if isinstance(k, ast.Subscript))
+    own = {n.id for k in ast.walk(o) if isinstance(k, ast.comprehension) and not timed(k.iter, late)
+           for n in ast.walk(k.target) if isinstance(n, ast.Name)}
+    return column or words(o) & (late - own) or any(called(c) in CLOCK for c in calls(o))
+
+def bindings(o):
+    "(target, the expression that it gets a value from) of the node `o`; `a, b = 1, 2` is two"
+    if isinstance(o, (ast.For, ast.comprehension)): yield o.target, o.iter
+    if isinstance(o, (ast.AugAssign, ast.NamedExpr)): yield o.target, o.value
+    if isinstance(o, ast.Call) and called(o) in ('append', 'extend'): yield o.func.value, o
+    for to in o.targets if isinstance(o, ast.Assign) else ():
+        both = [getattr(k, 'elts', ()) for k in (to, o.value)]
+        yield from zip(*both) if isinstance(to, ast.Tuple) and len(both[0]) == len(both[1]) else [(to, o.value)]
+
+def from_clocks(tree, late):
+    "Add to the names `late` those that a clock gives a value in `tree`, in order; take off those set anew"
+    for o in ast.iter_child_nodes(tree):
+        if isinstance(o, ast.FunctionDef):   # late if what it returns is
+            ends = [k.value for k in ast.walk(o) if isinstance(k, (ast.Return, ast.Yield)) and k.value]
+            inside = from_clocks(ast.Module(o.body, []), set(late))
+            if any(timed(k, inside) for k in ends): late.add(o.name)
+            continue
+        for to, value in [(to, timed(value, late)) for to, value in bindings(o)]:
+            names = {n.id for n in ast.walk(to) if isinstance(n, ast.Name)}
+            if value: late |= names
+            elif isinstance(o, (ast.Assign, ast.For)) and isinstance(to, (ast.Name, ast.Tuple)): late -= names
+        from_clocks(o, late)
+    return late
+
+def no_time_asserted(nb):
+    "No assertion rests on a clock: a busy machine would fail it"
+    late = set()
+    for c in nb.code:
+        from_clocks(c.tree, late)
+        for o in (o for o in ast.walk(c.tree) if isinstance(o, ast.Assert)):
+            if timed(o.test, late): yield f'cell {c.i}: `{ast.unparse(o.test)[:60]}` rests on a clock'
+
+def no_marks(nb):
+    "What depends on a training or a clock, tests/test_notebooks.py finds by itself"
+    for c in nb.code:
+        for m in re.findall(r'#\s*(timing|chaotic)\b', c.src): yield f'cell {c.i}: a mark, # {m}'
 
 UGLY = {r' object at 0x|\bat 0x[0-9a-f]{6}': 'an address', r'tensor\([^)]*device=': 'a device in a tensor',
         r'\x1b\[': 'an escape code', r'[\r\u2588-\u258f]': 'a progress bar', r'\w*Warning: ': 'a warning',
@@ -261,9 +313,29 @@ def one_home(mods, nbs):
             home[t] = n.name
     yield from (f'minifast/{m.name}.py has no notebook' for m in mods if home.get(m.name) != m.nb)
 
+def same(a, b): return ast.dump(a) == ast.dump(b)
+
+def can_fail(o, made):
+    "Can the tested expression `o` be false? `made` has what was made just above: name -> class"
+    if isinstance(o, ast.BoolOp): return any(can_fail(v, made) for v in o.values)
+    if isinstance(o, ast.Compare):
+        op, other = o.ops[0], o.comparators[-1]
+        if isinstance(op, ast.IsNot): return getattr(other, 'value', 0) is not None
+        return not (isinstance(op, ast.Eq) and same(o.left, other))
+    if isinstance(o, ast.Call) and called(o) == 'isinstance':
+        of, cls = o.args
+        return (called(of) if isinstance(of, ast.Call) else made.get(ast.unparse(of))) != ast.unparse(cls)
+    return not isinstance(o, ast.Constant)
+
 def asserts(tree):
-    names = words(tree) & {'assert_close', 'shows_error'}
-    return names or any(isinstance(o, ast.Assert) for o in ast.walk(tree))
+    "Does a cell hold an assertion that can fail, or show an error?"
+    made = {ast.unparse(t): called(o.value) for o in ast.walk(tree) if isinstance(o, ast.Assign)
+            and isinstance(o.value, ast.Call) for t in o.targets}
+    for o in ast.walk(tree):
+        if isinstance(o, ast.Assert) and can_fail(o.test, made): return True
+        if not isinstance(o, ast.Call) or called(o) not in ('assert_close', 'shows_error'): continue
+        if called(o) == 'shows_error' or len(o.args) < 2 or not same(*o.args[:2]): return True
+    return False
 
 def near_its_test(mods, nbs):
     "95 % of the exported functions and classes are tested within two cells of where they are defined"
@@ -275,6 +347,27 @@ def near_its_test(mods, nbs):
         miss += [f'{nb.name} cell {c.i}: {d} is not tested within two cells' for d in far]
         n += len(names)
     if len(miss) > n*.05: yield from miss
+
+def no_ladders(mods, nbs):
+    "No private class is there for one other, and no class of ours stands on more than two others of ours"
+    bases = {}   # (module, class) -> the same of the classes of ours that it names as its bases
+    for m in mods:
+        home = {name: (mod, name) for mod, name in imported(m.tree)}
+        home.update((d.name, (m.name, d.name)) for d in defs(m.tree))
+        for d in (d for d in defs(m.tree) if isinstance(d, ast.ClassDef)):
+            named = [getattr(b, 'id', getattr(b, 'attr', '')) for b in d.bases]
+            bases[m.name, d.name] = [home[n] for n in named if n in home]
+    def above(c): return {c}.union(*(above(b) for b in bases.get(c, [])))
+    for c in bases:
+        on = [k[1] for k, v in bases.items() if c in v]
+        if c[1][0] == '_' and len(on) == 1: yield f'{c[0]}.{c[1]} is there for {on[0]} only: make them one'
+        if (n := len(above(c))) > 3: yield f'{c[0]}.{c[1]} is the top of {n} classes of ours (3 at most)'
+
+def line_lengths(mods, nbs):
+    "Nine of ten lines have 88 columns at most"
+    over = {m.name: sum(len(s) > 88 for s in written(m)) for m in mods}
+    n, long = sum(bool(s.strip()) for m in mods for s in written(m)), sum(over.values())
+    if long > n/10: yield f'{long} of {n} lines have more than 88 columns (one in ten at most): {over}'
 
 def function_length(mods, nbs):
     n = sorted(body_lines(f) for m in mods for f in functions(m.tree))
@@ -367,9 +460,11 @@ def no_machine(src, tmp):
 
 # --- the tree as it is
 
-MODULE   = [documented, module_size, no_assert]
-NOTEBOOK = [notebook_size, rhythm, labelled, seeded, clean_outputs, run_in_order, addresses]
-WHOLE    = [unique_names, lower_imports, one_home, near_its_test, function_length, lesson_table]
+MODULE   = [documented, sizes, one_statement, no_assert]
+NOTEBOOK = [notebook_size, rhythm, labelled, seeded, no_time_asserted, no_marks, clean_outputs,
+            run_in_order, addresses]
+WHOLE    = [unique_names, lower_imports, one_home, near_its_test, no_ladders, line_lengths,
+            function_length, lesson_table]
 FOLDER   = [fresh_export, clean_notebooks, readme_is_index, ruff, light_imports, no_machine]
 
 def check(wrong):
@@ -387,7 +482,7 @@ def test_module(rule, m):
 def test_notebook(rule, nb): check(rule(nb))
 
 @pytest.mark.parametrize('rule', WHOLE, ids=named)
-def test_whole(rule): check(rule(mods, nbs))
+def test_whole(rule): check(rule(own if rule in (no_ladders, line_lengths) else mods, nbs))
 
 @pytest.mark.parametrize('rule', FOLDER, ids=named)
 def test_folder(rule, tmp_path): check(rule(root, tmp_path))
@@ -417,17 +512,18 @@ BAD_MODULE = [
     (documented, 'class A:\n    "d"\n    def __init__(self, a): pass', 'A: parameter a has no comment'),
     (documented, 'class A:\n    "d"\n    def go(self, a, b): pass', 'A.go has no docstring'),
     (documented, 'class A:\n    "d"\n    def go(self):' + '\n        1'*4, 'A.go has no docstring'),
-    (module_size, 'x = 1\n'*250, '251 lines'),
-    (module_size, 'def f():' + '\n    1'*26, 'f has 26 lines'),
-    (module_size, '# %% auto #0\n__all__ = []\n# %% ../nbs/00_a.ipynb #1\nx = ' + '1'*107, '111 columns'),
+    (sizes, 'def f():' + '\n    1'*26, 'f has 26 lines'),
+    (sizes, 'class A:' + '\n    1'*80, 'A has 81 lines'),
+    (sizes, '# %% auto #0\n__all__ = []\n# %% ../nbs/00_a.ipynb #1\nx = ' + '1'*97, '101 columns'),
+    (one_statement, 'x = 1; y = 2', 'line 2: two'),
+    (one_statement, 'def f(): a(); b()', 'line 2: two'),
+    (one_statement, 'if x: pass\nelse:\n    a()\n    b(1,\n      2); c()', 'line 6: two'),
+    (one_statement, 'try: a()\nfinally: b(); c()', 'line 3: two'),
     (no_assert, 'def f(a):\n    assert a', 'line 3')]
 
 BAD_NOTEBOOK = [
-    (notebook_size, [md('')]*39, '39 cells'),
-    (notebook_size, [md('')]*76, '76 cells'),
     (notebook_size, [code('1', png(30_001))], 'a picture of 30.0 kB'),
     (rhythm, [code('1')]*6, 'cell 5: the sixth'),
-    (rhythm, [code('1\n'*30 + '1')], '31 lines'),
     (rhythm, [code('x'*111)], '111 columns'),
     (rhythm, [code('1\n2\n3\n4\n5\n6')]*3 + [code('#| export\n1')]*4, 'the median code cell has 6 lines'),
     (labelled, [code('plt.plot(x)')], 'without xlabel and ylabel'),
@@ -439,6 +535,14 @@ BAD_NOTEBOOK = [
     (seeded, [code('run.fit(1, learn)\nset_seed(42)')], 'cell 0: no set_seed'),
     (seeded, [code('set_seed(42)'), code('run.fit(1, learn)'), code('fit()')], 'cell 2: no set_seed'),
     (seeded, [code('def go(): run.fit(1, learn)\ngo()')], 'cell 0: no set_seed'),
+    (no_time_asserted, [code('t = time.perf_counter()'), code('took = time.time() - t\nassert took < 1')],
+     'cell 1: `took < 1` rests'),
+    (no_time_asserted, [code('def f(n):\n    t = timeit(n)\n    return t/n'), code('slow = [f(i) for i in a]'),
+                        code('x, y = slow'), code('assert 2 < x')], 'cell 3'),
+    (no_time_asserted, [code('for t in [perf_counter()]: ts.append(t)\nassert max(ts) < 1')], 'cell 0'),
+    (no_time_asserted, [code("assert run.history[0]['seconds'] < 1")], 'cell 0'),
+    (no_marks, [code('x = 1   # timing: differs')], 'a mark, # timing'),
+    (no_marks, [code('#chaotic\n1')], 'a mark, # chaotic'),
     (clean_outputs, [code('1', dict(output_type='error'))], 'an error'),
     (clean_outputs, [code('1', stream('x', 'stderr'))], 'stderr'),
     (clean_outputs, [code('1', shown(text_html='<b>'))], 'only HTML'),
@@ -474,6 +578,15 @@ BAD_WHOLE = [
     (one_home, [A], [], 'a.py has no notebook'),
     (near_its_test, [], [nb('00_a', TEST, md(''), md(''), code('assert f()'))], 'f is not tested'),
     (near_its_test, [], [nb('00_a', TEST, code('f()'), code('assert g()'))], 'f is not tested'),
+    *[(near_its_test, [], [nb('00_a', TEST, code(src))], 'f is not tested') for src in (
+        'x = f()\nassert isinstance(x, f)', 'assert isinstance(f(), f)', 'x = f()\nassert x is not None',
+        'f()\nassert True', 'assert f() == f()', 'assert_close(f(1), f(1))', 'f()\nassert 1, "x"')],
+    (no_ladders, [mod('class _A: pass\nclass B(_A): pass')], [], 'a._A is there for B only'),
+    (no_ladders, [mod('class A: pass\nclass B(A): pass'),
+                  mod('from minifast.a import B\nclass C(B): pass\nclass D(C, X): pass', 'b', '01_b')],
+     [], 'b.D is the top of 4'),
+    (no_ladders, [mod('class A: pass\nclass B: pass\nclass C: pass\nclass D(A, B, C): pass')], [], 'a.D is the top'),
+    (line_lengths, [mod('x = 1\n'*6 + f'y = {"1"*85}')], [], '1 of 8 lines'),
     (function_length, [mod('def f():' + '\n    1'*5)], [], 'median function has 5 lines'),
     (function_length, [mod('def f(): pass\n'*8 + 'def f():' + '\n    1'*11)], [], 'one function in ten'),
     (lesson_table, [], [nb('00_a')], "the rows are [], the lessons ['00_a']"),
@@ -517,23 +630,37 @@ def f(
 def show(): # draws
     "Draws nothing"
     if 1: return
+
+class _Two: pass
+class B(A, _Two):
+    "A second"
+class C(A, _Two):
+    "A third"
 '''
 CARD = f"""about 3 s
 [![b](c)](https://colab.research.google.com/github/{site}/blob/{cfg['branch']}/nbs/00_a.ipynb)"""
 
 FITS = 'def make():\n    set_seed(42)\n    return Learner()\ndef go(learn): run.fit(1, learn)'
 
+CLOCKED = """t = time.perf_counter()
+took, t = perf_counter() - t, 1
+for a, took in zip(runs, (took, took)): n = {a: 1 for a in runs}
+assert n[0]
+n, ts = len(runs), [step_time(o) for o in opts]
+print(took, ts)
+assert n == 3 and t == 1"""
+
 def good_cells():
     ax = "ax = get_ax(xlabel='iteration', ylabel='loss')\nax.plot([1, 2])\nassert 1"
     return [md('# A\n> Something small'), code('#| default_exp a'), md(CARD),
             code(f'#| hide\n# pip install git+https://github.com/{site}'),
             code('#| export\n' + GOOD), md('Test:'),
-            code('assert A() and f(2) and show() is None', stream('loss 0.5 /2 a/b')), md('Plot:'),
+            code('x = A(1)\nassert isinstance(x, int) and f(2) and B() and C() and show() is None', stream('loss 0.5 /2 a/b')), md('Plot:'),
             code(ax, shown(text_plain='<Figure size 500x300 with 1 Axes>', image_png='AA==')),
             code('show_image(im)\nget_ax().imshow(im)'), code("plot_layers(means, get_ax(), ylabel='mean')"),
             code("get_ax(None, 'losses', 'iteration', 'loss').plot(x)"),
             md('A fit:'), code('set_seed(42)'), code('run.fit(1)\nrun.fit(1)'), code(FITS),
-            code('go(make())'),
+            code('go(make())'), md('A clock:'), code(CLOCKED),
             code('with shows_error(ValueError): run.fit(-1)'), *[md('More')]*30]
 
 def test_good_module(): assert [w for rule in MODULE for w in rule(mod(AUTO + GOOD))] == []

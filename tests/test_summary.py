@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
+from helpers import conv2d as conv, gpu
 from minifast.cnn import get_cnn_model
 from minifast.data import DataBunch, Dataset, get_dls
 from minifast.hooks import Hook, leaked_hooks
@@ -19,10 +20,6 @@ from minifast.learner import Learner
 from minifast.summary import (LayerInfo, ModelSummary, dummy_eval, model_sizes, model_summary,
                               num_features_model, preserved, units)
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-
-
-def conv(ni, nf, ks=3): return nn.Sequential(nn.Conv2d(ni, nf, ks, stride=2, padding=ks//2), nn.ReLU())
 def count(m): return sum(p.numel() for p in m.parameters())
 def shapes(o): return [tuple(r.shape) if r.shape is not None else None for r in o]
 def row(o, name): return next(r for r in o if r.name == name)

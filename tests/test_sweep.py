@@ -16,15 +16,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils import data as td
 
+from helpers import assert_same as same, exact
 from minifast.callback import Callback
 from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.learner import Learner
 from minifast.runner import Runner
 from minifast.sweep import Snapshot, Suggestion, suggest_lr
-
-
-def exact(a, b): assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 # ---------------------------------------------------------------- a training with everything in it
@@ -95,13 +93,6 @@ def look(learn):
                  learn.opt.state_dict(), random.getstate(), np.random.get_state(), torch.get_rng_state(),
                  learn.model[3].g.get_state(), dl.rng.bit_generator.state, dl.py.getstate(),
                  dl.old.deep.rng.get_state()])
-
-def same(a, b):
-    assert len(a) == len(b)
-    for x, y in zip(a, b):
-        assert type(x) is type(y)
-        if isinstance(x, torch.Tensor): exact(x, y)
-        else: assert x == y
 
 OPTS = [partial(optim.SGD, lr=.1), partial(optim.SGD, lr=.1, momentum=.9),
         partial(optim.SGD, lr=.1, momentum=.9, nesterov=True, weight_decay=.01),

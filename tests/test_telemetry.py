@@ -1,7 +1,6 @@
 "Telemetry: the numbers are those of PyTorch in float64, none is lost, nothing is changed, kept or waited for"
 import copy
 import gc
-import io
 import math
 import pickle
 import weakref
@@ -15,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers import pickled as by_pickle, saved as by_save
 from minifast.init import GeneralRelu
 from minifast.telemetry import Telemetry, bin_counts, moments
 
@@ -433,13 +433,6 @@ def same(a, b):
                  rtol=0, atol=0, equal_nan=True)
     assert (a.hists == b.hists).all() and a.iters.tolist() == b.iters.tolist() and a.asked == b.asked
     assert_close(a.dead_channels, b.dead_channels)
-
-def by_pickle(t): return pickle.loads(pickle.dumps(t))
-def by_save(t):
-    f = io.BytesIO()
-    torch.save(t, f)
-    f.seek(0)
-    return torch.load(f, weights_only=False)
 
 @pytest.mark.parametrize('again', [copy.copy, copy.deepcopy, by_pickle, by_save])
 def test_copies_are_equal_and_go_on_alone(again):
