@@ -4,37 +4,43 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Callback', 'check_events',
-           'describe', 'add_note', 'listens', 'CallbackList']
+           'describe', 'add_note', 'callable_name', 'listens', 'CallbackList']
 
 # %% ../nbs/05a_callbacks.ipynb #aaa7204c
+import copy
 import re
 import warnings
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
+from types import MethodType
 
 import torch
 
 from .core import camel2snake, listify
 
 # %% ../nbs/05a_callbacks.ipynb #19d9d285
-EVENTS = ('begin_fit', 'begin_epoch', 'begin_batch', 'after_pred', 'after_loss', 'after_backward',
-          'after_step', 'after_cancel_batch', 'after_batch', 'begin_validate', 'after_cancel_epoch',
-          'after_epoch', 'after_cancel_train', 'after_fit')
+EVENTS = ('begin_fit', 'begin_epoch', 'begin_batch', 'after_pred', 'after_loss',
+          'after_backward', 'after_step', 'after_cancel_batch', 'after_batch',
+          'begin_validate', 'after_cancel_epoch', 'after_epoch', 'after_cancel_train', 'after_fit')
 
 class CancelBatchException(Exception): "Raised at an event: skip the rest of the batch"
-class CancelEpochException(Exception): "Raised at an event: skip the rest of the epoch with its validation"
+class CancelEpochException(Exception):
+    "Raised at an event: skip the rest of the pass at hand, training or validation"
 class CancelTrainException(Exception): "Raised at an event: end the training"
 
 # %% ../nbs/05a_callbacks.ipynb #31e32583
 def _hides(cb, k):
     "Would `cb.k = …` hide an attribute of the run that `cb` is attached to?"
     run = cb.__dict__.get('run')
-    if run is None or k == 'run' or k in cb.__dict__ or hasattr(type(cb), k): return False
+    own = k == 'run' or k in cb.__dict__ or hasattr(type(cb), k)
+    if run is None or own: return False
     return hasattr(run, k) and not isinstance(getattr(run, k), Callback)
 
 # %% ../nbs/05a_callbacks.ipynb #92469ffd
 class Callback:
     "Acts at a Runner's events; an attribute that it lacks is looked up on the run"
-    _order = 0   # callbacks act in ascending `_order`, ties in the order in which they were given
+    _order = 0   # callbacks act in ascending `_order`, ties as they were given
 
     def set_runner(self,
         run:object, # the Runner whose events this callback acts on
@@ -53,13 +59,17 @@ class Callback:
         if run is None: raise AttributeError(
             f"{cls} isn't attached to a Runner yet, so it has no {k!r}: pass it in Runner(cbs=…)")
         try: return getattr(run, k)
-        except AttributeError as e: raise AttributeError(f'{cls} has no {k!r}, nor its run: {e}') from None
+        except AttributeError as e:
+            raise AttributeError(f'{cls} has no {k!r}, nor its run: {e}') from None
+
     def __setattr__(self, k, v):
         if _hides(self, k): warnings.warn(
-            f"{type(self).__name__} sets `self.{k}`, which hides the run's `{k}` and leaves it as it is: "
-            f'write `self.run.{k} = …`', stacklevel=2)
+            f"{type(self).__name__} sets `self.{k}`, which hides the run's `{k}` and leaves it "
+            f'as it is: write `self.run.{k} = …`', stacklevel=2)
         super().__setattr__(k, v)
-    def __getstate__(self): return {k:v for k,v in vars(self).items() if k != 'run'}   # copies are unattached
+
+    def __getstate__(self): # copies are unattached
+        return {k:v for k,v in vars(self).items() if k != 'run'}
     def __repr__(self): return f'{type(self).__name__}()'
 
 # %% ../nbs/05a_callbacks.ipynb #18b4593c
@@ -67,20 +77,24 @@ def check_events(
     cb:Callback, # whose methods are looked at
     events:tuple=EVENTS, # the events there are
 ):
-    "ValueError if a method of `cb` is named like an event that doesn't exist, since nothing would call it"
+    "ValueError if a method of `cb` is named like an event, and no event has that name"
     for k in dir(type(cb)):
-        if not k.startswith(('begin_', 'after_', 'before_', 'on_')) or k in events: continue
-        near = get_close_matches(k.replace('before_', 'begin_').replace('on_', 'after_'), events, 1, .4)
-        raise ValueError(f"{type(cb).__name__}.{k} would never be called, since there is no such event: "
-                         f"{f'did you mean {near[0]}? ' if near else ''}Events: {', '.join(events)}")
+        if k in events or not k.startswith(('begin_', 'after_', 'before_', 'on_')): continue
+        ours = k.replace('before_', 'begin_').replace('on_', 'after_')
+        near = get_close_matches(ours, events, n=1, cutoff=.4)
+        guess = f'did you mean {near[0]}? ' if near else ''
+        raise ValueError(f'{type(cb).__name__}.{k} would never be called, since there is no such '
+                         f"event: {guess}Events: {', '.join(events)}")
 
 # %% ../nbs/05a_callbacks.ipynb #4531cd27
 def describe(
     b:object, # a tensor, or a nested tuple, list or dict of tensors
 )->str: # e.g. '(64,784) float32'
     "Shape and type of `b` in a few characters, for error messages"
-    if isinstance(b, torch.Tensor): return f"({','.join(map(str, b.shape))}) {str(b.dtype)[6:]}"
-    if isinstance(b, dict): return '{' + ', '.join(f'{k}: {describe(v)}' for k,v in b.items()) + '}'
+    if isinstance(b, torch.Tensor):
+        return f"({','.join(map(str, b.shape))}) {str(b.dtype).removeprefix('torch.')}"
+    if isinstance(b, dict):
+        return '{' + ', '.join(f'{k}: {describe(v)}' for k,v in b.items()) + '}'
     if isinstance(b, (list, tuple)): return '[' + ', '.join(map(describe, b)) + ']'
     return type(b).__name__
 
@@ -90,47 +104,38 @@ def add_note(
 ):
     "Put `note` under the message of `e`, in its `__notes__`"
     if hasattr(e, 'add_note'): e.add_note(note)
-    else: e.__notes__ = [*getattr(e, '__notes__', []), note]   # Python 3.10: Jupyter shows it all the same
+    else: e.__notes__ = [*getattr(e, '__notes__', []), note]   # Python 3.10; Jupyter shows it
+
+# %% ../nbs/05a_callbacks.ipynb #8e5d884f
+def callable_name(
+    f:Callable, # a function, method, class or `partial`, or an object that can be called
+    short:bool=False, # for a column: a method without its class, what a `partial` calls
+)->str: # 'top', 'Breaks.after_loss', 'partial(top)'; short: 'top', 'after_loss', 'top'
+    "A name for `f` that has no address in it"
+    if isinstance(f, partial):
+        name = callable_name(f.func, short)
+        return name if short else f'partial({name})'
+    if isinstance(f, MethodType):
+        owner = f.__self__ if isinstance(f.__self__, type) else type(f.__self__)
+        name = callable_name(f.__func__, short)
+        return name if short else f'{owner.__name__}.{name}'
+    if hasattr(f, '__name__'): return f.__name__
+    plain = short or type(f).__repr__ is object.__repr__
+    return type(f).__name__ if plain else repr(f)
 
 # %% ../nbs/05a_callbacks.ipynb #c27d7815
 def _free_name(cbs, cb):
     "The name under which `cbs` takes `cb` in; an error if it can't"
-    if any(o is cb for o in cbs.cbs): raise ValueError(f'{cb!r} is here already: make another one')
+    if any(o is cb for o in cbs.cbs):
+        raise ValueError(f'{cb!r} is here already: make another one')
     cls,name,same = type(cb),cb.name,[o for o in cbs.cbs if o.name == cb.name]
     if any(type(o) is not cls for o in same):
         raise ValueError(f'two classes of callbacks are named {name!r}: rename one')
-    if same: return next(o for o in (f'{name}_{i}' for i in range(2, len(cbs.cbs)+3)) if o not in vars(cbs))
+    if same:
+        numbered = (f'{name}_{i}' for i in range(2, len(cbs.cbs)+3))
+        return next(o for o in numbered if o not in vars(cbs))
     if name not in cbs.reserved and not hasattr(cbs, name): return name
     raise ValueError(f"{cls.__name__} would hide the Runner's own {name!r}: rename the class")
-
-# %% ../nbs/05a_callbacks.ipynb #58d39bbb
-class _CallbackNames:
-    "Callbacks as attributes, each under its own name"
-    events,reserved = EVENTS,()   # `reserved`: names that no callback may take
-    def __init__(self,
-        cbs:object=None, # a callback or several
-        cb_funcs:object=None, # a function that makes a callback (its class, a `partial`), or several
-    ):
-        self.cbs = []
-        makers = list(listify(cb_funcs))
-        wrong = [f for f in makers if not callable(f)]
-        if wrong: raise TypeError(f'cb_funcs takes functions that make callbacks, got {wrong[0]!r}: use cbs')
-        for cb in [*listify(cbs), *(f() for f in makers)]: self._take(cb)
-        self._resolve()
-    def add_cb(self,
-        cb:Callback, # from then on found as an attribute under its name
-    ):
-        "Attach `cb`; an error if its name is taken, it is here already, or a method of it is no event"
-        self._take(cb)
-        self._resolve()
-    def _resolve(self): pass   # `CallbackList` looks the methods up here
-    def _take(self, cb):
-        if isinstance(cb, type) or not hasattr(cb, 'set_runner'): raise TypeError(
-            f'cbs takes callbacks, got {cb!r}: make an instance, or pass a class in cb_funcs')
-        check_events(cb, self.events)
-        self.__dict__[_free_name(self, cb)] = cb
-        self.cbs.append(cb)
-        cb.set_runner(self)
 
 # %% ../nbs/05a_callbacks.ipynb #0da515a2
 def listens(
@@ -141,8 +146,6 @@ def listens(
     return event in vars(cb) or hasattr(type(cb), event)
 
 # %% ../nbs/05a_callbacks.ipynb #5fa4b8e9
-def _name_of(f): return f"{type(getattr(f, '__self__', f)).__name__}.{getattr(f, '__name__', '?')}"
-
 def _yes(answer):
     "Is `answer` true? None if it is neither true nor false"
     try: return bool(answer)
@@ -152,36 +155,90 @@ def _asks(cbs, f, event, answer):
     "Does the `answer` of a callback's method `f` ask to skip what `event` begins?"
     yes = _yes(answer)
     if yes is False or yes and event in cbs.may_skip: return yes
-    raise ValueError(f'{_name_of(f)} returned {answer!r}, but only begin_epoch and begin_validate may ask to '
-                     'skip that way: return nothing, or raise one of the Cancel…Exceptions')
+    raise ValueError(
+        f'{callable_name(f)} returned {answer!r}, but only begin_epoch and begin_validate may '
+        'ask to skip that way: return nothing, or raise one of the Cancel…Exceptions')
 
 # %% ../nbs/05a_callbacks.ipynb #97c2cc5c
 class _Listeners(dict):
     "event -> the functions to call; any other key is an error"
-    def __missing__(self, k): raise ValueError(f"there is no event {k!r}, only {', '.join(self)}")
+    def __missing__(self, k):
+        raise ValueError(f"there is no event {k!r}, only {', '.join(self)}")
 
-class CallbackList(_CallbackNames):
-    "Callbacks, found by name and called by event: `cbs('after_loss')`"
-    may_skip = ('begin_epoch', 'begin_validate')   # where a true answer means: skip the phase that begins
+class CallbackList:
+    "Callbacks, found by name or by class, and called by event: `cbs('after_loss')`"
+    events = EVENTS
+    reserved = ()   # names that no callback may take: what a fit brings
+    may_skip = ('begin_epoch', 'begin_validate')   # a true answer: skip the pass that begins
 
-    def _resolve(self):
-        cbs = sorted(self.cbs, key=lambda cb: cb._order)
-        self._on = _Listeners({e: tuple(getattr(cb, e) for cb in cbs if listens(cb, e)) for e in self.events})
+    def __init__(self,
+        cbs:object=None, # a callback or several
+        cb_funcs:object=None, # a function that makes a callback (a class, a `partial`), or several
+    ):
+        self.cbs = []
+        makers = list(listify(cb_funcs))
+        wrong = [f for f in makers if not callable(f)]
+        if wrong: raise TypeError(
+            f'cb_funcs takes functions that make callbacks, got {wrong[0]!r}: use cbs')
+        for cb in [*listify(cbs), *(f() for f in makers)]: self._take(cb)
+        self._resolve()
+
+    def add_cb(self,
+        cb:Callback, # from then on found as an attribute under its name
+    ):
+        "Attach `cb`; an error if it is here already, its name is taken or a method is no event"
+        self._take(cb)
+        self._resolve()
+
+    def find(self,
+        cls:type, # a class of callbacks
+    )->Callback: # the first that is an instance of `cls`, None if there is none
+        "Ask for a callback by its class"
+        return next((cb for cb in self.cbs if isinstance(cb, cls)), None)
 
     def __call__(self,
         event:str, # one of `events`
         only:tuple=None, # of those that listen; all of them if None
-    )->bool: # does a callback ask to skip the phase that begins?
+    )->bool: # does a callback ask to skip the pass that begins?
         "Call what listens to `event`, in order"
-        fs,skip = self._on[event] if only is None else only,False
+        listeners = self._on[event] if only is None else only
+        skip = False
         try:
-            for f in fs:
+            for f in listeners:
                 answer = f()
                 if answer is not None and _asks(self, f, event, answer): skip = True
         except (CancelBatchException, CancelEpochException, CancelTrainException): raise
-        except Exception as e: add_note(e, f'in {_name_of(f)}{self.where()}'); raise
+        except Exception as e:
+            add_note(e, f'in {callable_name(f)}{self.where()}')
+            raise
         return skip
 
     def where(self)->str: # e.g. ', epoch 0, training batch 3 of 98'
         "Where the run is, for messages"
         return ''
+
+    def __getattr__(self, k): # called only when `k` isn't found the usual way
+        later = ' before its first fit' if k in self.reserved else ''
+        raise AttributeError(f'the {type(self).__name__} has no {k!r}{later}')
+
+    def _take(self, cb):
+        if isinstance(cb, type) or not hasattr(cb, 'set_runner'): raise TypeError(
+            f'cbs takes callbacks, got {cb!r}: make an instance, or pass a class in cb_funcs')
+        check_events(cb, self.events)
+        self.__dict__[_free_name(self, cb)] = cb
+        self.cbs.append(cb)
+        cb.set_runner(self)
+
+    def _resolve(self): # looked up once, not at every event
+        cbs = sorted(self.cbs, key=lambda cb: cb._order)
+        self._on = _Listeners({e: tuple(getattr(cb, e) for cb in cbs if listens(cb, e))
+                               for e in self.events})
+
+    def __getstate__(self): # a copy has callbacks of its own
+        own = {id(cb): copy.copy(cb) for cb in self.cbs}
+        state = {k: own.get(id(v), v) for k,v in vars(self).items() if k != '_on'}
+        return {**state, 'cbs': [own[id(cb)] for cb in self.cbs]}
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        for cb in self.cbs: cb.set_runner(self)
+        self._resolve()

@@ -6,37 +6,57 @@
 __all__ = ['TrainingLoop']
 
 # %% ../nbs/05aa_training_loop.ipynb #9f632ebb
-import copy
 from numbers import Integral
 
 import torch
 
-from .callback import (CallbackList, CancelBatchException, CancelEpochException, CancelTrainException,
-                               add_note, describe)
+from .callback import (CallbackList, CancelBatchException, CancelEpochException,
+                               CancelTrainException, add_note, describe)
 
 # %% ../nbs/05aa_training_loop.ipynb #3d86dc3a
-_CANCELS = {CancelBatchException: 'after_cancel_batch', CancelEpochException: 'after_cancel_epoch',
-            CancelTrainException: 'after_cancel_train'}
-_BATCH,_EPOCH,_FIT,_ERROR = 1,2,3,4
+_AFTER_CANCEL = ('', 'after_cancel_batch', 'after_cancel_epoch', 'after_cancel_train')
+_ERROR = 4
 
 def _severity(e):
-    "How much of the loop `e` ends: 0 nothing (None), 1 a batch, 2 an epoch, 3 the fit, 4 an error"
-    if e is None: return 0
-    return next((i for i,c in enumerate(_CANCELS, 1) if isinstance(e, c)), _ERROR)
+    "What `e` ends: 0 nothing (None), 1 a batch, 2 a pass, 3 the fit; 4 is an error"
+    kinds = (type(None), CancelBatchException, CancelEpochException, CancelTrainException,
+             BaseException)
+    return next(i for i,kind in enumerate(kinds) if isinstance(e, kind))
 
-def _attempt(f, *args, before=None):
-    "Call `f(*args)`; return the graver of `before` and what it raises, None if neither"
-    try: f(*args)
-    except BaseException as e:
-        if _severity(e) > _severity(before): return e
-        if _severity(e) == _ERROR: add_note(before, f'and after that {type(e).__name__}: {e}')
-    return before
+# %% ../nbs/05aa_training_loop.ipynb #ae5192c3
+class _CancelsEnd:
+    "`with`: what cancels no more than `event` says ends here; what is graver goes on"
+    __slots__ = 'run','event'
+    def __init__(self, run, event): self.run,self.event = run,event
+    def __enter__(self): return self
+    def __exit__(self, kind, e, traceback):
+        if e is None: return False
+        level = _AFTER_CANCEL.index(self.event)
+        if _severity(e) > level: return False
+        try: self.run(_AFTER_CANCEL[_severity(e)])
+        except BaseException as late:
+            if _severity(late) > level: raise
+        return True
 
-def _reraise(e):
-    "Raise `e` if there is one, without keeping the frames of the loop alive"
-    try:
-        if e is not None: raise e
-    finally: del e
+# %% ../nbs/05aa_training_loop.ipynb #1a731fb4
+class _Always:
+    "`with`: `event` however the block ends; the gravest exception goes on, of two errors the first"
+    __slots__ = 'run','event','each'
+    def __init__(self, run, event, each=False):
+        self.run,self.event,self.each = run,event,each
+    def __enter__(self): return self
+    def __exit__(self, kind, e, traceback):
+        listeners,gravest = self.run._on[self.event],e
+        if not listeners: return
+        for only in [(f,) for f in listeners] if self.each else [listeners]:
+            try: self.run(self.event, only)
+            except BaseException as late:
+                if _severity(late) > _severity(gravest): gravest = late
+                elif _severity(late) == _ERROR:
+                    add_note(gravest, f'and after that {type(late).__name__}: {late}')
+        try:
+            if gravest is not e: raise gravest
+        finally: del gravest   # or the frame and its exception keep each other alive
 
 # %% ../nbs/05aa_training_loop.ipynb #6021fe79
 _PARTS = ('model', 'opt', 'loss_func', 'data')   # what a fit takes from the Learner
@@ -45,17 +65,20 @@ def _check_loader(name, dl):
     "ValueError if `dl` has no batches; None is allowed for validation: then there is none"
     if dl is None and name == 'valid_dl': return
     try: n = len(dl)
-    except TypeError: raise ValueError(f'{name} is a {type(dl).__name__} without a length, which schedules '
-                                       'need: pass an object with __len__ and __iter__') from None
-    if not n: raise ValueError(f'{name} has no batches: it needs an item, or bs items with drop_last')
+    except TypeError: raise ValueError(
+        f'{name} is a {type(dl).__name__} without a length, which schedules need: pass an object '
+        'with __len__ and __iter__') from None
+    if not n: raise ValueError(
+        f'{name} has no batches: it needs an item, or bs items with drop_last')
 
 def _check_params(model, opt):
     "ValueError if `model` has nothing to train or `opt` holds none of its parameters"
     ps,cls = {id(p) for p in model.parameters()},type(model).__name__
     if not ps: raise ValueError(f'{cls} has no parameters, so there is nothing to train')
     held = {id(p) for g in getattr(opt, 'param_groups', []) for p in g['params']}
-    if held and not held & ps: raise ValueError(f'the optimiser holds no parameter of this {cls} and '
-                                                "can't train it: make it from model.parameters()")
+    if held and not held & ps: raise ValueError(
+        f"the optimiser holds no parameter of this {cls} and can't train it: make it from "
+        'model.parameters()')
 
 # %% ../nbs/05aa_training_loop.ipynb #1bde77b1
 def _check_fit(epochs, learn):
@@ -63,188 +86,161 @@ def _check_fit(epochs, learn):
     if not isinstance(epochs, Integral) or epochs < 0: raise ValueError(
         f'epochs must be a whole number from 0 up, got {epochs!r}: call run.fit(epochs, learn)')
     lacks = [k for k in _PARTS if getattr(learn, k, None) is None]
-    if lacks: raise TypeError(f"fit needs a Learner, got {type(learn).__name__} without {', '.join(lacks)}: "
-                              'call run.fit(epochs, Learner(model, opt, loss_func, data))')
+    if lacks: raise TypeError(
+        f"fit needs a Learner, got {type(learn).__name__} without {', '.join(lacks)}: "
+        'call run.fit(epochs, Learner(model, opt, loss_func, data))')
     _check_params(learn.model, learn.opt)
     for k in ('train_dl', 'valid_dl'):
         if not hasattr(learn.data, k): raise TypeError(
-            f'the data, a {type(learn.data).__name__}, has no {k}: pass DataBunch(train_dl, valid_dl, c)')
+            f'the data, a {type(learn.data).__name__}, has no {k}: pass '
+            'DataBunch(train_dl, valid_dl, c)')
         _check_loader(k, getattr(learn.data, k))
 
-# %% ../nbs/05aa_training_loop.ipynb #49afc337
-class _State(CallbackList):
-    "What callbacks read of a run"
-    reserved = _PARTS
-
-    def __init__(self,
-        cbs:object=None, # a callback or several
-        cb_funcs:object=None, # a function that makes a callback (its class, a `partial`), or several
-    ):
-        self.learn,self.iters,self.fitting,self.in_train,self.completed = None,1,False,False,False
-        self.epoch = self.epochs = self.trained = self.iter = self.n_iter = 0
-        self._clear()
-        super().__init__(cbs, cb_funcs)
-
-    def _clear(self): self.xb = self.yb = self.pred = self.loss = self.dl = None
-
-    def __getattr__(self, k): # called only when `k` isn't found the usual way
-        raise AttributeError(f"the Runner has no {k!r}" + (' before its first fit' if k in _PARTS else ''))
-
-    def __getstate__(self): # a copy has callbacks of its own, and isn't in the middle of a fit
-        own = {id(cb): copy.copy(cb) for cb in self.cbs}
-        state = {k: own.get(id(v), v) for k,v in vars(self).items() if k != '_on'}
-        return {**state, 'cbs': [own[id(cb)] for cb in self.cbs], 'fitting': False}
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        for cb in self.cbs: cb.set_runner(self)
-        self._resolve()
+def _check_pair(b, run):
+    "TypeError if `b`, a batch that the loader gave, isn't inputs and targets"
+    if not isinstance(b, (tuple, list)) or len(b) != 2: raise TypeError(
+        f'a batch must be a pair (xb,yb), got {describe(b)}{run.where()}: let the dataset do so')
 
 # %% ../nbs/05aa_training_loop.ipynb #829fe417
-class _Position(_State):
-    "Where a run is"
-    @property
-    def n_epochs(self)->float: # 1.5 in the middle of the second epoch's training
-        "Epochs trained so far, with the part of the current one"
-        return self.epoch + self.iter/self.iters if self.in_train else float(self.trained)
+def _n_epochs(run):
+    "Epochs trained so far, with the part of the current one: 1.5 halfway through the second"
+    return run.epoch + run.iter/run.iters if run.in_train else float(run.trained)
 
-    @property
-    def pos(self)->float: # 0 at the first batch, 1 after the last
-        "How far the training is: what schedules are functions of"
-        return self.n_epochs/(self.epochs or 1)
+def _pos(run):
+    "How far the training is, from 0 to 1 after the last batch: what schedules are functions of"
+    return run.n_epochs/(run.epochs or 1)
 
-    def where(self)->str: # e.g. ', epoch 0, training batch 3 of 98'
-        "Where the run is, for messages"
-        if self.dl is None: return f', epoch {self.epoch} of {self.epochs}'
-        phase = 'training' if self.in_train else 'validation'
-        return f', epoch {self.epoch}, {phase} batch {self.iter} of {self.iters}'
+def _where(run):
+    "Where the run is, for messages, e.g. ', epoch 0, training batch 3 of 98'"
+    if run.dl is None: return f', epoch {run.epoch} of {run.epochs}'
+    phase = 'training' if run.in_train else 'validation'
+    return f', epoch {run.epoch}, {phase} batch {run.iter} of {run.iters}'
 
 # %% ../nbs/05aa_training_loop.ipynb #95527133
 _MOVE = 'model and batch are on different devices: move both to one'
 _HINTS = {
     'modified by an inplace operation':
-        'an operation in place (relu_, +=, sub_) changed a tensor that backward needs: write it out of place',
+        'an operation in place (relu_, +=, sub_) changed a tensor that backward needs: write it '
+        'out of place',
     'is a view and is being modified inplace':
-        'a backward hook met an operation in place: write the operation out of place, or hook another module',
-    'same device': _MOVE, 'expected device': _MOVE}
+        'a backward hook met an operation in place: write the operation out of place, or hook '
+        'another module',
+    'same device': _MOVE,
+    'expected device': _MOVE}
 
-class _Explaining(_Position):
-    "Adds to an error where it happened"
-    def _explain(self, e):
-        if not isinstance(e, Exception) or _severity(e) < _ERROR: return e
-        at = ', '.join(f'{k} {describe(getattr(self, k))}' for k in ('xb', 'yb', 'pred', 'loss'))
-        add_note(e, f'at{self.where()[1:]}: {at}')
-        for k,v in _HINTS.items():
-            if k in str(e): add_note(e, v)
-        return e
+def _explain(e, run):
+    "Note on an error where it happened, and of what; a cancel is none"
+    if _severity(e) < _ERROR: return
+    had = dict(xb=run.xb, yb=run.yb, pred=run.pred, loss=run.loss)
+    shapes = ', '.join(f'{k} {describe(v)}' for k,v in had.items())
+    add_note(e, f'at{run.where()[1:]}: {shapes}')
+    for words,hint in _HINTS.items():
+        if words in str(e): add_note(e, hint)
 
-# %% ../nbs/05aa_training_loop.ipynb #e7ccc613
-def _graver_than(level, e): return e if _severity(e) > level else None
-class _Settling(_Explaining):
-    "Fires after_cancel_… for what ends no more than a level, and returns what is graver"
-    def _settle(self, e, level):
-        if e is None or _severity(e) > level: return e
-        return _graver_than(level, _attempt(self, list(_CANCELS.values())[_severity(e)-1]))
+# %% ../nbs/05aa_training_loop.ipynb #3d2a657d
+class _Fitting:
+    "`with`: `run` trains `learn`; afterwards it holds no batch, and a cancel goes no further"
+    def __init__(self, run, epochs, learn): self.run,self.epochs,self.learn = run,epochs,learn
+    def __enter__(self):
+        run = self.run
+        if run.fitting: raise RuntimeError(
+            'this Runner is in the middle of a fit: make another one')
+        run.learn,run.epochs = self.learn,self.epochs
+        run.epoch = run.trained = run.iter = run.n_iter = 0
+        for k in _PARTS: setattr(run, k, getattr(self.learn, k))
+        for cb in run.cbs: cb.set_runner(run)
+        run._resolve()
+        run.fitting = True
 
-# %% ../nbs/05aa_training_loop.ipynb #d6831ee2
-class _Steps(_Settling):
-    "What a batch consists of"
-    def _steps(self):
-        on = self._on
-        if on['begin_batch']: self('begin_batch')
-        self.pred = self.model(self.xb)
-        if on['after_pred']: self('after_pred')
-        self.loss = self.loss_func(self.pred, self.yb)
-        if on['after_loss']: self('after_loss')
-        if self.in_train: self._update(on)
-        self.completed = True
+    def __exit__(self, kind, e, traceback):
+        self.run.fitting = self.run.in_train = False
+        self.run.xb = self.run.yb = self.run.pred = self.run.loss = self.run.dl = None
+        return _severity(e) < _ERROR
 
-    def _update(self, on):
-        self.loss.backward()
-        if on['after_backward']: self('after_backward')
-        self.opt.step()
-        if on['after_step']: self('after_step')
-        self.n_iter += 1
-
-# %% ../nbs/05aa_training_loop.ipynb #96823e40
-class _BatchLoop(_Steps):
-    "One batch and its events"
-    def one_batch(self,
-        xb:object, # inputs, (bs,…), or what the model takes
-        yb:object, # targets, (bs,…)
-    ):
-        "Predict and, in training, update; `after_batch` runs whatever happens"
-        self.xb,self.yb,self.pred,self.loss,self.completed,e = xb,yb,None,None,False,None
-        try: self._steps()   # `_attempt`, written out: it saves a call in every batch
-        except BaseException as err: e = self._explain(err)
-        self.opt.zero_grad()
-        if e is not None: e = self._settle(e, _BATCH)
-        if self._on['after_batch']: e = _attempt(self, 'after_batch', before=e)
-        if e is None: return
-        try: _reraise(self._settle(e, _BATCH))
-        finally: del e
-
-    def all_batches(self,
-        dl:object, # yields pairs (xb,yb)
-    ):
-        "Train on `dl`, or validate, as `run.in_train` says"
-        self.dl,self.iters = dl,len(dl)
-        for self.iter,b in enumerate(dl):
-            if not isinstance(b, (tuple, list)) or len(b) != 2: raise TypeError(
-                f'a batch must be a pair (xb,yb), got {describe(b)}{self.where()}: let the dataset do so')
-            self.one_batch(*b)
-        self.iter,self.dl = self.iters,None
-
-# %% ../nbs/05aa_training_loop.ipynb #a435fa90
-class _EpochLoop(_BatchLoop):
-    "One epoch and its events"
-    def one_epoch(self):
-        "Train and validate once; `after_epoch` unless the fit ends"
-        e = self._settle(_attempt(self._phases), _EPOCH)
-        if e is None:
-            self.in_train,self.trained,self.dl = False,self.epoch+1,None
-            e = self._settle(_attempt(self, 'after_epoch'), _EPOCH)
-        try: _reraise(e)
-        finally: del e
-
-    def _phases(self):
-        self.in_train,self.iter = True,0
-        if not self._begin('begin_epoch'): self.all_batches(self.data.train_dl)
-        self.in_train,self.trained = False,self.epoch+1
-        if self.data.valid_dl is None: return
-        with torch.no_grad():
-            if not self._begin('begin_validate'): self.all_batches(self.data.valid_dl)
-
-    def _begin(self, event):
-        try: return self(event)
-        except CancelBatchException: self('after_cancel_batch')
+def _skips(run, event):
+    "Does an answer to `event` ask to skip the pass? CancelBatch ends the event, and nothing more"
+    skip = False
+    with _CancelsEnd(run, 'after_cancel_batch'): skip = run(event)
+    return skip
 
 # %% ../nbs/05aa_training_loop.ipynb #a9659140
-class TrainingLoop(_EpochLoop):
-    "Trains a Learner and calls callbacks at every event; lesson 05b adds what every training needs"
+class TrainingLoop(CallbackList):
+    """Trains a Learner and calls callbacks at every event: begin_fit, begin_epoch, begin_batch,
+    after_pred, after_loss, after_backward, after_step, after_cancel_batch, after_batch,
+    begin_validate, after_cancel_epoch, after_epoch, after_cancel_train, after_fit"""
+    reserved = _PARTS
+    n_epochs = property(_n_epochs)
+    pos = property(_pos)
+    where = _where
+    def __init__(self,
+        cbs:object=None, # a callback or several
+        cb_funcs:object=None, # a function that makes a callback (a class, a `partial`), or several
+    ):
+        self.learn = self.dl = self.xb = self.yb = self.pred = self.loss = None
+        self.epoch = self.epochs = self.trained = self.iter = self.n_iter = 0
+        self.iters = 1
+        self.fitting = self.in_train = self.completed = False
+        super().__init__(cbs, cb_funcs)
+    def __getstate__(self): # a copy isn't in the middle of a fit
+        return {**super().__getstate__(), 'fitting': False}
+
     def fit(self,
         epochs:int, # passes over the training loader, from 0 up
         learn:object, # the Learner to train
     ):
         "Train `learn`; however that ends, `after_fit` runs and no gradients are left"
         _check_fit(epochs, learn)
-        if self.fitting: raise RuntimeError('this Runner is in the middle of a fit: make another one')
-        self.learn,self.epochs,self.epoch,self.trained,self.iter,self.n_iter = learn,epochs,0,0,0,0
-        for k in _PARTS: setattr(self, k, getattr(learn, k))
-        for cb in self.cbs: cb.set_runner(self)
-        self._resolve()
-        self.fitting = True
-        self._finish(self._settle(_attempt(self._fit), _FIT))
+        with (_Fitting(self, epochs, learn), _Always(self, 'after_fit', each=True),
+              _CancelsEnd(self, 'after_cancel_train')):
+            self.opt.zero_grad()
+            self('begin_fit')
+            while self.epoch < self.epochs:   # not a range: a callback may change `run.epochs`
+                self.one_epoch()
+                self.epoch += 1
 
-    def _fit(self):
-        self.opt.zero_grad()
-        self('begin_fit')
-        while self.epoch < self.epochs:   # not a range: a callback may change `run.epochs`
-            self.one_epoch()
-            self.epoch += 1
+    def one_epoch(self):
+        "Train, validate, and call `after_epoch`; CancelEpoch ends the one of these that is at hand"
+        self.in_train,self.iter = True,0
+        with _CancelsEnd(self, 'after_cancel_epoch'):
+            if not _skips(self, 'begin_epoch'): self.all_batches(self.data.train_dl)
+        self.in_train,self.trained,self.dl = False,self.epoch+1,None
+        if self.data.valid_dl is not None:
+            with _CancelsEnd(self, 'after_cancel_epoch'), torch.no_grad():
+                if not _skips(self, 'begin_validate'): self.all_batches(self.data.valid_dl)
+        self.dl = None
+        with _CancelsEnd(self, 'after_cancel_epoch'): self('after_epoch')
 
-    def _finish(self, e):
-        for f in self._on['after_fit']: e = _attempt(self, 'after_fit', (f,), before=e)
-        self.fitting = self.in_train = False
-        self._clear()
-        try: _reraise(e if _severity(e) == _ERROR else None)
-        finally: del e
+    def all_batches(self, dl):
+        "Train on the pairs (xb,yb) of `dl`, or validate on them, as `run.in_train` says"
+        self.dl,self.iters = dl,len(dl)
+        for self.iter,b in enumerate(dl):
+            _check_pair(b, self)
+            self.one_batch(*b)
+        self.iter,self.dl = self.iters,None
+
+    def one_batch(self,
+        xb:object, # inputs, (bs,…), or what the model takes
+        yb:object, # targets, (bs,…)
+    ):
+        "Predict and, in training, update; `after_batch` runs whatever happens"
+        self.xb,self.yb,self.pred,self.loss,self.completed = xb,yb,None,None,False
+        on = self._on
+        cancels_end = _CancelsEnd(self, 'after_cancel_batch')
+        with cancels_end, _Always(self, 'after_batch'), cancels_end:
+            try:
+                if on['begin_batch']: self('begin_batch')
+                self.pred = self.model(self.xb)
+                if on['after_pred']: self('after_pred')
+                self.loss = self.loss_func(self.pred, self.yb)
+                if on['after_loss']: self('after_loss')
+                if self.in_train:
+                    self.loss.backward()
+                    if on['after_backward']: self('after_backward')
+                    self.opt.step()
+                    if on['after_step']: self('after_step')
+                    self.n_iter += 1
+                self.completed = True
+            except Exception as e:
+                _explain(e, self)
+                raise
+            finally: self.opt.zero_grad()

@@ -10,18 +10,18 @@ __all__ = ['TrainEvalCallback', 'Runner', 'show_training_loop', 'AvgStats', 'Avg
 import math
 import sys
 import time
-from functools import partial
 from numbers import Real
 
 import torch
 
-from .callback import Callback, CancelTrainException, add_note, describe, listens
+from .callback import (Callback, CancelTrainException, add_note, callable_name, describe,
+                               listens)
 from .core import listify, to_floats
 from .loop import TrainingLoop
 
 # %% ../nbs/05b_early_stopping.ipynb #b4d88371
 class TrainEvalCallback(Callback):
-    "`begin_epoch`: training mode, `begin_validate`: evaluation mode, `after_fit`: the modes as they were"
+    "`begin_epoch`: training mode, `begin_validate`: evaluation mode, `after_fit`: as it was"
     _order = -10
     def begin_fit(self): self.modes = [(m, m.training) for m in self.model.modules()]
     def begin_epoch(self): self.model.train()
@@ -33,16 +33,16 @@ class TrainEvalCallback(Callback):
 def _print_row(cells): print('  '.join(cells), flush=True)
 
 class Runner(TrainingLoop):
-    "Trains a Learner, calls the callbacks at every event, and writes table rows with `logger`"
+    "`TrainingLoop`, which holds the loop, with the modes set and a `logger` that takes table rows"
     def __init__(self,
         cbs:object=None, # a callback or several
-        cb_funcs:object=None, # a function that makes a callback (its class, a `partial`), or several
+        cb_funcs:object=None, # a function that makes a callback (a class, a `partial`), or several
     ):
         self.logger = _print_row   # takes the cells of a row; ProgressCallback puts its own here
         super().__init__(cbs, cb_funcs)
-        if any(isinstance(o, TrainEvalCallback) for o in self.cbs): return
-        self.add_cb(TrainEvalCallback())
-        self.cbs.insert(0, self.cbs.pop())
+        if self.find(TrainEvalCallback) is None:
+            self.add_cb(TrainEvalCallback())
+            self.cbs.insert(0, self.cbs.pop())
 
 # %% ../nbs/05b_early_stopping.ipynb #2a2244ff
 _LOOP = '''begin_fit
@@ -58,7 +58,7 @@ for each epoch:
         after_batch
     begin_validate
     for each validation batch: the same without backward() and step()
-    after_cancel_epoch      # if cancelled
+    after_cancel_epoch      # if cancelled: its pass ends
     after_epoch
 after_cancel_train          # if cancelled
 after_fit'''
@@ -79,30 +79,32 @@ def _n_items(b):
     if isinstance(b, dict): b = list(b.values())
     return _n_items(b[0]) if isinstance(b, (list, tuple)) else len(b)
 
-def _metric_name(m):
-    return _metric_name(m.func) if isinstance(m, partial) else getattr(m, '__name__', type(m).__name__)
-
 def _measure(m, pred, yb):
     "The value of metric `m`; an error says which metric it was, and of what"
     try:
         v = m(pred, yb)
         if isinstance(v, Real) or isinstance(v, torch.Tensor) and v.numel() == 1: return v
-        raise TypeError(f'a metric must return one number, the mean over the batch, got {describe(v)}')
+        raise TypeError(
+            f'a metric must return one number, the mean over the batch, got {describe(v)}')
     except Exception as e:
-        add_note(e, f'metric {_metric_name(m)!r} of pred {describe(pred)} and yb {describe(yb)}')
+        name = callable_name(m, short=True)
+        add_note(e, f'metric {name!r} of pred {describe(pred)} and yb {describe(yb)}')
         raise
 
 # %% ../nbs/05b_early_stopping.ipynb #c1d98f8b
 class AvgStats:
-    "Loss and `metrics` averaged over batches, each batch by its size; kept on the device until read"
+    "Loss and `metrics` averaged over batches, each by its size; kept on the device until read"
     def __init__(self,
         metrics:object, # a function of (pred,yb) or several, each the mean over its batch
         in_train:bool, # the training loader's statistics, or the validation loader's?
     ):
-        self.metrics,self.in_train,self.sizes,self.vals = list(listify(metrics)),in_train,[],[]
+        self.metrics,self.in_train = list(listify(metrics)),in_train
+        self.sizes,self.vals = [],[]
+
     def reset(self):
         "Forget all batches"
         self.sizes,self.vals = [],[]
+
     def accumulate(self,
         run:object, # a Runner with a completed batch
     ):
@@ -110,16 +112,18 @@ class AvgStats:
         vals = [run.loss.detach()]
         if self.metrics:
             with torch.no_grad(): vals += [_measure(m, run.pred, run.yb) for m in self.metrics]
-        self.sizes.append(_n_items(run.yb))   # only now: a metric that fails leaves nothing half noted
+        self.sizes.append(_n_items(run.yb))   # last, so that a failing metric leaves nothing behind
         self.vals += vals
 
     def averages(self,
         vals:list=None, # `self.vals`, if somebody has fetched them from the device already
     )->list: # [loss, *metrics], nan before the first batch
         "Averages over the batches so far, weighted by their sizes"
-        vals,k,n = to_floats(self.vals if vals is None else vals),len(self.metrics)+1,sum(self.sizes)
+        vals = to_floats(self.vals if vals is None else vals)
+        k,n = len(self.metrics)+1,sum(self.sizes)
         if not n: return [math.nan]*k
         return [sum(s*v for s,v in zip(self.sizes, vals[i::k]))/n for i in range(k)]
+
     avg_stats = property(averages, doc='The averages so far')
     def __repr__(self): return f"AvgStats({', '.join(f'{v:.4f}' for v in self.averages())})"
 
@@ -127,19 +131,21 @@ class AvgStats:
 def _column_names(metrics):
     "['loss', 'accuracy', …], no two alike"
     names = []
-    for name in ['loss', *map(_metric_name, metrics)]:
+    for name in ['loss', *(callable_name(m, short=True) for m in metrics)]:
         numbered = (f'{name}_{i}' for i in range(2, len(metrics)+3))
         names.append(name if name not in names else next(o for o in numbered if o not in names))
     return names
 
 def _cell(name, v):
     "A number as text, as wide as its column"
-    s = f'{v:.2f}' if name == 'seconds' else f'{v:.4f}'
-    return (str(v) if isinstance(v, int) else '-' if math.isnan(v) else s).rjust(max(len(name), 8))
+    if isinstance(v, int): s = str(v)
+    elif math.isnan(v): s = '-'
+    else: s = f'{v:.2f}' if name == 'seconds' else f'{v:.4f}'
+    return s.rjust(max(len(name), 8))
 
 # %% ../nbs/05b_early_stopping.ipynb #3bcc5940
 class AvgStatsCallback(Callback):
-    "`after_batch`: notes loss and `metrics`; `after_epoch`: writes a row to `run.logger` and `history`"
+    "`after_batch`: notes loss and `metrics`; `after_epoch`: a row to `run.logger` and `history`"
     _order = 50
     def __init__(self,
         metrics:object=None, # a function of (pred,yb) or several, each the mean over its batch
@@ -147,11 +153,15 @@ class AvgStatsCallback(Callback):
         metrics = list(listify(metrics))
         self.train_stats,self.valid_stats = AvgStats(metrics, True),AvgStats(metrics, False)
         both = [f'{part}_{o}' for part in ('train', 'valid') for o in _column_names(metrics)]
-        self.names,self.history = ['epoch', *both, 'seconds'],[]   # history: a dict an epoch, name -> number
-    def begin_fit(self): self.history,self.of,self.start = [],-1,time.perf_counter()
-    def _renew(self): # at the first batch or the end of an epoch, whichever comes first
-        self.of = self.epoch
-        for o in (self.train_stats, self.valid_stats): o.reset()
+        self.names = ['epoch', *both, 'seconds']
+        self.history = []   # a dict an epoch, name -> number
+        self.of = -1        # the epoch that the statistics are of
+        self.start = 0.     # when that epoch began, in seconds
+
+    def begin_fit(self):
+        self.history,self.of = [],-1
+        self.start = time.perf_counter()
+
     def after_batch(self):
         run = self.run
         if not run.completed: return
@@ -160,91 +170,126 @@ class AvgStatsCallback(Callback):
 
     def after_epoch(self):
         if self.of != self.epoch: self._renew()
-        train,valid,n = self.train_stats,self.valid_stats,len(self.train_stats.vals)
+        train,valid = self.train_stats,self.valid_stats
         vals = to_floats(train.vals + valid.vals)   # the epoch's only transfer
-        seconds,self.start = time.perf_counter() - self.start,time.perf_counter()
-        row = [self.epoch, *train.averages(vals[:n]), *valid.averages(vals[n:]), seconds]
+        n,now = len(train.vals),time.perf_counter()
+        averages = [*train.averages(vals[:n]), *valid.averages(vals[n:])]
+        row = [self.epoch, *averages, now - self.start]
+        self.start = now
         if not self.history: self.run.logger([o.rjust(8) for o in self.names])
         self.history.append(dict(zip(self.names, row)))
         self.run.logger([_cell(k, v) for k,v in self.history[-1].items()])
+
+    def _renew(self): # at the first batch or the end of an epoch, whichever comes first
+        self.of = self.epoch
+        for o in (self.train_stats, self.valid_stats): o.reset()
 
 # %% ../nbs/05b_early_stopping.ipynb #c99bb4e5
 def _live_display():
     "Where bars can be drawn: 'notebook', 'terminal', or '' for a pipe or a file"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    return 'notebook' if hasattr(shell, 'kernel') else 'terminal' if sys.stdout.isatty() else ''
+    if hasattr(shell, 'kernel'): return 'notebook'
+    return 'terminal' if sys.stdout.isatty() else ''
+
 class _Bars:
     "A bar for the epochs, one for the batches, and the table between them, by fastprogress"
     def __init__(self, where, epochs):
         from fastprogress import fastprogress as fp   # only now: it brings a lot along
-        kind,self.epochs = 'NB' if where == 'notebook' else 'Console',range(epochs)
-        self.master,self.bar = getattr(fp, f'{kind}MasterBar')(self.epochs),getattr(fp, f'{kind}ProgressBar')
+        kind = 'NB' if where == 'notebook' else 'Console'
+        self.epochs = range(epochs)
+        self.master = getattr(fp, f'{kind}MasterBar')(self.epochs)
+        self.bar = getattr(fp, f'{kind}ProgressBar')
         if kind == 'NB': self.master.names = ['training', 'validation']
         self.master.update(0)
         self.batches = None
-    def step(self, i): self.batches and self.batches.update(i)
+
+    def step(self, i):
+        if self.batches is not None: self.batches.update(i)
+
     def begin(self, epoch, dl):
         if epoch: self.master.update(epoch)
         self.batches = self.bar(range(len(dl)), parent=self.master)
         self.batches.update(0)
+
     def draw(self, rows): # the losses, when there are two epochs to connect
         if len(rows) < 2: return
-        xs,ys = [o['epoch'] for o in rows],[[o[k] for o in rows] for k in ('train_loss', 'valid_loss')]
+        xs = [o['epoch'] for o in rows]
+        ys = [[o[k] for o in rows] for k in ('train_loss', 'valid_loss')]
         top = max([v for y in ys for v in y if math.isfinite(v)], default=1)
         self.master.update_graph([[xs, y] for y in ys], [0, self.epochs[-1]], [0, 1.05*top])
 
 # %% ../nbs/05b_early_stopping.ipynb #a50ac929
 class ProgressCallback(Callback):
-    "`begin_fit` to `after_fit`: bars, table and a graph of the losses; plain rows where bars can't be drawn"
+    "`begin_fit` to `after_fit`: bars, table, graph of the losses; plain rows where no bars can be"
     _order = -1
     def __init__(self,
         display:str=None, # 'notebook', 'terminal' or '' for plain rows; None finds out
     ):
         if display not in (None, '', 'notebook', 'terminal'): raise ValueError(
-            f"display must be 'notebook', 'terminal', '' (plain rows) or None (find out), got {display!r}")
-        self.display,self.bars = display,None
+            "display must be 'notebook', 'terminal', '' (plain rows) or None (find out), "
+            f'got {display!r}')
+        self.display = display
+        self.bars = self.before = None   # in a fit: the bars, and the run's own logger
+
     def begin_fit(self):
         where = _live_display() if self.display is None else self.display
-        taken = isinstance(getattr(self.run.logger, '__self__', None), ProgressCallback)   # by another one
-        if not where or not self.epochs or taken: return
-        self.bars,self.before,self.run.logger = _Bars(where, self.epochs),self.run.logger,self._write
-    def begin_epoch(self): self.bars and self.bars.begin(self.epoch, self.data.train_dl)
-    def begin_validate(self): self.bars and self.bars.begin(self.epoch, self.data.valid_dl)
-    def after_batch(self): self.bars and self.bars.step(self.run.iter+1)
+        owner = getattr(self.run.logger, '__self__', None)   # another one may have taken it
+        if not where or not self.epochs or isinstance(owner, ProgressCallback): return
+        self.bars = _Bars(where, self.epochs)
+        self.before,self.run.logger = self.run.logger,self._write
+
+    def begin_epoch(self):
+        if self.bars is not None: self.bars.begin(self.epoch, self.data.train_dl)
+    def begin_validate(self):
+        if self.bars is not None: self.bars.begin(self.epoch, self.data.valid_dl)
+    def after_batch(self):
+        if self.bars is not None: self.bars.step(self.run.iter+1)
+
     def _write(self, cells):
         self.bars.master.write([o.strip() for o in cells], table=True)
-        self.bars.draw(self.run.avg_stats.history if 'avg_stats' in vars(self.run) else [])
+        stats = self.run.find(AvgStatsCallback)
+        if stats is not None: self.bars.draw(stats.history)
+
     def after_fit(self):
         if self.bars is None: return
-        bars,self.bars,self.run.logger = self.bars,None,self.__dict__.pop('before')
+        bars,self.bars = self.bars,None
+        self.run.logger,self.before = self.before,None
         bars.master.on_iter_end()
 
 # %% ../nbs/05b_early_stopping.ipynb #604b2356
 class EarlyStoppingCallback(Callback):
-    "`after_epoch`: ends the fit when `monitor` hasn't improved by over `min_delta` for `patience` epochs"
+    "`after_epoch`: ends the fit after `patience` epochs in which `monitor` hasn't improved"
     _order = 60   # after AvgStatsCallback
     def __init__(self,
         monitor:str='valid_loss', # a column of the table
         patience:int=3, # epochs without improvement that are too many
-        min_delta:float=0., # the least change that counts as an improvement, in the column's unit
+        min_delta:float=0., # an improvement is more than this, in the column's unit
         higher_is_better:bool=None, # None: no for a name that holds 'loss' or 'error', else yes
     ):
         if patience < 1 or min_delta < 0: raise ValueError(
-            f'patience must be at least 1 and min_delta at least 0, got {patience} and {min_delta}')
-        if higher_is_better is None: higher_is_better = not any(o in monitor for o in ('loss', 'error'))
+            'patience must be at least 1 and min_delta at least 0, '
+            f'got {patience} and {min_delta}')
+        if higher_is_better is None:
+            higher_is_better = not any(o in monitor for o in ('loss', 'error'))
         self.monitor,self.patience,self.min_delta = monitor,patience,min_delta
         self.sign = 1 if higher_is_better else -1
+        self.begin_fit()
+
     def begin_fit(self): self.best,self.best_epoch,self.stopped = -math.inf,-1,None
-    def _value(self):
-        stats = vars(self.run).get('avg_stats')
-        if stats is None: raise ValueError(
-            'EarlyStoppingCallback reads the table: add AvgStatsCallback(metrics) to the Runner')
-        if self.monitor in stats.names: return stats.history[-1][self.monitor]
-        raise ValueError(f"there is no column {self.monitor!r}, only {', '.join(stats.names[1:-1])}")
 
     def after_epoch(self):
         v = self.sign*self._value()   # nan is never an improvement
         if v > self.best + self.min_delta: self.best,self.best_epoch = v,self.epoch
         elif self.epoch - self.best_epoch >= self.patience:
             self.stopped = self.epoch
-            raise CancelTrainException(f'no better {self.monitor} since epoch {self.best_epoch}')
+            raise CancelTrainException(
+                f'no better {self.monitor} since epoch {self.best_epoch}')
+
+    def _value(self):
+        stats = self.run.find(AvgStatsCallback)
+        if stats is None: raise ValueError(
+            'EarlyStoppingCallback reads the table: add AvgStatsCallback(metrics) to the '
+            'Runner')
+        if self.monitor in stats.names: return stats.history[-1][self.monitor]
+        raise ValueError(
+            f"there is no column {self.monitor!r}, only {', '.join(stats.names[1:-1])}")

@@ -1,5 +1,7 @@
 "minifast.loop: the order of events, every ending at every event, what is left behind, PyTorch as the oracle"
 import gc
+import inspect
+import math
 import weakref
 from functools import partial, partialmethod
 from types import SimpleNamespace
@@ -13,8 +15,8 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
 from helpers import assert_same, exact, make_callback as make
-from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
-                               CancelTrainException, describe)
+from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException,
+                               CancelEpochException, CancelTrainException, describe)
 from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.learner import Learner
@@ -144,34 +146,37 @@ def test_a_true_answer_skips_its_phase(event, part):
 
 
 # ---------------------------------------------------------------- every event, every ending
-# What follows when something is raised: b after_batch, p after_epoch, f after_fit, xb xe xt after_cancel_…;
-# and where the loop goes on: 'step' what comes next, 'batch' the next batch, 'epoch' the next epoch.
+# What follows when something is raised: b after_batch, bv begin_validate, v a whole validation pass, p
+# after_epoch, f after_fit, xb xe xt after_cancel_…; and where the loop goes on: 'step' what comes next, 'batch' the next batch, 'pass'
+# what follows the pass at hand (of training: validation; of validation: after_epoch), 'epoch' the next epoch.
 # From the specification: each cancel skips what it says and fires its event; after_batch and after_fit run
 # whatever happens; after_epoch does unless the fit ends; outside of a batch CancelBatch skips only the rest
 # of the event, and in begin_fit each cancel ends the fit; in after_cancel_… and after_fit only what is graver
 # has an effect.
 
-IN_BATCH = 'xb b → batch', 'b xe p → epoch', 'b xt f', 'b f'
-BEGINS   = 'xb → step',    'xe p → epoch',   'xt f',   'f'
+IN_BATCH = 'xb b → batch', 'b xe → pass', 'b xt f', 'b f'
+BEGINS   = 'xb → step',    'xe → pass',   'xt f',   'f'
 EXPECTED = {
-    #                       CancelBatch     CancelEpoch       CancelTrain  error or Ctrl-C
-    'begin_fit':          ('xb f',         'xe f',           'xt f',      'f'),
+    #                       CancelBatch     CancelEpoch    CancelTrain  error or Ctrl-C
+    'begin_fit':          ('xb f',         'xe f',        'xt f',      'f'),
     'begin_epoch':        BEGINS,
     'begin_batch':        IN_BATCH,
     'after_pred':         IN_BATCH,
     'after_loss':         IN_BATCH,
     'after_backward':     IN_BATCH,
     'after_step':         IN_BATCH,
-    'after_cancel_batch': ('b → batch',    'b xe p → epoch', 'b xt f',    'b f'),
-    'after_batch':        ('xb → batch',   'xe p → epoch',   'xt f',      'f'),
+    'after_cancel_batch': ('b → batch',    'b xe → pass', 'b xt f',    'b f'),
+    'after_batch':        ('xb → batch',   'xe → pass',   'xt f',      'f'),
     'begin_validate':     BEGINS,
-    'after_cancel_epoch': ('p → epoch',    'p → epoch',      'xt f',      'f'),
-    'after_epoch':        ('xb → epoch',   'xe → epoch',     'xt f',      'f'),
-    'after_cancel_train': ('f',            'f',              'f',         'f'),
-    'after_fit':          ('',             '',               '',          '')}
-SHORT = dict(b='after_batch', p='after_epoch', f='after_fit',
+    'after_cancel_epoch': ('→ pass',       '→ pass',      'xt f',      'f'),
+    'after_epoch':        ('xb → epoch',   'xe → epoch',  'xt f',      'f'),
+    'after_cancel_train': ('f',            'f',           'f',         'f'),
+    'after_fit':          ('',             '',            '',          '')}
+SHORT = dict(b='after_batch', bv='begin_validate', p='after_epoch', f='after_fit',
              xb='after_cancel_batch', xe='after_cancel_epoch', xt='after_cancel_train')
 BEFORE = {'after_cancel_batch': '', 'after_cancel_epoch': 'b', 'after_cancel_train': 'b'}   # a cancel first
+
+VALIDATION = [o for o in steps(1) if o[0] == 'begin_validate' or o[2] == 'valid']
 
 def column(kind): return min(list(KINDS).index(kind), 3)
 
@@ -183,9 +188,16 @@ def trace_of(cell, event, in_train=True):
     i = next(i for i,(o,e,p,b) in enumerate(all_steps) if o == at and (in_train or p == 'valid'))
     epoch,part,batch = all_steps[i][1:]
     then = {'step': all_steps[i+1:], 'batch': [o for o in all_steps[i:] if o[1:] != (epoch, part, batch)],
+            'pass': [o for o in all_steps[i:] if pass_of(o) != pass_of(all_steps[i])],
             'epoch': [o for o in all_steps if o[1] > epoch], '': []}[to.strip()]
     via = [SHORT[o] for o in BEFORE[event].split()] + [event] if event in BEFORE else []
-    return names(all_steps[:i+1]) + via + [SHORT[o] for o in tail.split()] + names(then)
+    tail = [e for o in tail.split() for e in (names(VALIDATION) if o == 'v' else [SHORT[o]])]
+    return names(all_steps[:i+1]) + via + tail + names(then)
+
+def pass_of(step):
+    "(epoch, part) in which a pass and the event that begins it are one part"
+    event,epoch,part,_ = step
+    return epoch, {'begin_epoch': 'train', 'begin_validate': 'valid'}.get(event, part)
 
 
 oracle = make_learner()
@@ -246,10 +258,10 @@ def test_the_table_has_every_event():
 
 
 TWO = {  # raised in after_loss, and then in after_batch: the graver decides
-    'batch':  dict(batch='xb b xb → batch', epoch='xb b xe p → epoch', train='xb b xt f', error='xb b f'),
-    'epoch':  dict(batch='b xe p → epoch',  epoch='b xe p → epoch',    train='b xt f',    error='b f'),
-    'train':  dict(batch='b xt f',          epoch='b xt f',            train='b xt f',    error='b f'),
-    'error':  dict(batch='b f',             epoch='b f',               train='b f',       error='b f')}
+    'batch':  dict(batch='xb b xb → batch', epoch='xb b xe → pass', train='xb b xt f', error='xb b f'),
+    'epoch':  dict(batch='b xe → pass',     epoch='b xe → pass',    train='b xt f',    error='b f'),
+    'train':  dict(batch='b xt f',          epoch='b xt f',         train='b xt f',    error='b f'),
+    'error':  dict(batch='b f',             epoch='b f',            train='b f',       error='b f')}
 
 @pytest.mark.parametrize('second', KINDS)
 @pytest.mark.parametrize('first', KINDS)
@@ -268,10 +280,13 @@ def test_two_in_one_batch(in_train, first, second):
 
 
 @pytest.mark.parametrize('first, event, second, ending, cell', [
-    ('epoch', 'after_epoch',        'batch',  'batch',  'b xe p xb → epoch'),
-    ('epoch', 'after_epoch',        'epoch',  'epoch',  'b xe p xe → epoch'),
-    ('epoch', 'after_epoch',        'train',  'train',  'b xe p xt f'),
-    ('epoch', 'after_epoch',        'error',  'error',  'b xe p f'),
+    ('epoch', 'begin_validate',     'epoch',  'epoch',  'b xe bv xe p → epoch'),
+    ('epoch', 'begin_validate',     'train',  'train',  'b xe bv xt f'),
+    ('epoch', 'begin_validate',     'error',  'error',  'b xe bv f'),
+    ('epoch', 'after_epoch',        'batch',  'batch',  'b xe v p xb → epoch'),
+    ('epoch', 'after_epoch',        'epoch',  'epoch',  'b xe v p xe → epoch'),
+    ('epoch', 'after_epoch',        'train',  'train',  'b xe v p xt f'),
+    ('epoch', 'after_epoch',        'error',  'error',  'b xe v p f'),
     ('train', 'after_cancel_train', 'error',  'error',  'b xt f'),
     ('train', 'after_fit',          'train',  'train',  'b xt f'),
     ('train', 'after_fit',          'error',  'error',  'b xt f'),
@@ -295,6 +310,59 @@ def test_three_in_after_fit():
     assert run.trace.log[-2:] == ['after_fit', 'late']
     assert [o for o in notes if 'and after' in o] == ["and after that KeyError: 'two'",
                                                       'and after that KeyboardInterrupt: three']
+
+
+@pytest.mark.parametrize('first', ['error', 'ctrl-c'])
+def test_an_error_and_two_more_in_after_fit(first):
+    "The fit's own error comes out, and both others stand on it"
+    run = Runner([RaiseAt('after_loss', first), RaiseToo('after_fit', 'error', order=-50, text='two'),
+                  RaiseLast('after_fit', 'error', order=60, text='three'), Trace()])
+    notes = ends(run, make_learner(), first)
+    assert run.trace.log[-1] == 'after_fit'
+    assert [o for o in notes if 'and after' in o] == ["and after that KeyError: 'two'",
+                                                      "and after that KeyError: 'three'"]
+
+
+def test_a_cancel_after_the_pass_was_cancelled_cancels_nothing_more():
+    "after_cancel_epoch isn't in the pass any more, nor is it another one"
+    run = Runner([Trace(), RaiseAt('after_loss', 'epoch'), RaiseToo('after_cancel_epoch', 'epoch')])
+    run.fit(1, make_learner())
+    assert run.trace.log.count('after_cancel_epoch') == 1 and 'begin_validate' in run.trace.log
+
+
+def test_some_batches_and_then_validation():
+    "What the exception is for: a callback of one line trains on the first batch of each epoch"
+    class First(Callback):
+        def begin_batch(self):
+            if self.in_train and self.iter == 1: raise CancelEpochException
+    run = Runner([First(), AvgStatsCallback()])
+    run.logger = lambda cells: None
+    run.fit(3, make_learner())
+    assert run.n_iter == 3 and run.avg_stats.train_stats.sizes == [4]
+    assert all(math.isfinite(row['valid_loss']) for row in run.avg_stats.history)
+
+
+@pytest.mark.parametrize('event, part', [('begin_epoch', 'train'), ('begin_validate', 'valid')])
+def test_cancel_epoch_at_a_beginning_skips_that_pass(event, part):
+    "… as a true answer does, but says so by its event"
+    def act(self):
+        if self.epoch == 0: raise CancelEpochException
+    run = Runner([Trace(), make('Skip', 9, **{event: act})])
+    run.fit(2, make_learner())
+    log = [o for o in run.trace.log if o != 'after_cancel_epoch']
+    assert log == [o for o,e,p,i in steps() if (e, p) != (0, part)]
+    assert run.trace.log.count('after_cancel_epoch') == 1
+
+
+def test_the_state_after_a_cancelled_pass():
+    "after_cancel_epoch still sees the batch that was cancelled; what follows is in validation, without gradients"
+    got = []
+    def notes(event): return lambda self: got.append((event, self.in_train, torch.is_grad_enabled(), self.where()))
+    run = Runner([RaiseAt('after_loss', 'epoch'),
+                  make('Notes', **{e: notes(e) for e in ('after_cancel_epoch', 'begin_validate', 'after_epoch')})])
+    run.fit(1, make_learner())
+    assert got == [('after_cancel_epoch', True, True, ', epoch 0, training batch 0 of 3'),
+                   ('begin_validate', False, False, ', epoch 0 of 1'), ('after_epoch', False, True, ', epoch 0 of 1')]
 
 
 def test_of_two_at_one_event_the_first_acts():
@@ -895,3 +963,26 @@ def test_on_the_meta_device():
     e,notes = error_of(run, learn)
     assert notes == ['in AvgStatsCallback.after_epoch, epoch 0 of 2']
     assert run.trace.log == [*names(steps(1, 3, 1))[:-1], 'after_fit']
+
+
+# ---------------------------------------------------------------- one idea, one screen
+
+def test_the_loop_stands_in_one_class():
+    "forward, backward, step and every event in order, as `TrainingLoop??` shows them; and little stands above it"
+    src = inspect.getsource(TrainingLoop)
+    at = [src.index(o) for o in EVENTS]
+    assert at == sorted(at) and src.count('\n') <= 80
+    fired = [src.rindex(f"'{o}'") for o in EVENTS]           # and each is fired there, by its name
+    loop = ['self.pred = self.model(', "'after_pred'", 'self.loss = self.loss_func(', "'after_loss'",
+            '.backward()', "'after_backward'", '.opt.step()', "'after_step'", '.opt.zero_grad()']
+    found = [src.rindex(o) for o in loop]
+    assert all(fired) and found == sorted(found)
+    assert Runner.__mro__ == (Runner, TrainingLoop, CallbackList, object)
+
+
+def test_what_a_run_has_is_set_in_init():
+    "A new run has every attribute that a fit sets, but for the parts of the Learner"
+    run = TrainingLoop()
+    was = set(vars(run))
+    run.fit(1, make_learner())
+    assert set(vars(run)) - was == {'model', 'opt', 'loss_func', 'data'}

@@ -281,7 +281,19 @@ def test_a_cancelled_epoch_counts_as_far_as_it_went(cut):
     run.fit(1, learn)
     (train, valid), = numbers(run)
     assert_close(train, by_hand(learn, range(cut)), rtol=1e-6, atol=0, equal_nan=True)
-    assert math.isnan(valid) and run.rows[1][2].strip() == '-'
+    assert math.isfinite(valid)                            # the training pass is cancelled, and nothing else
+    assert (run.rows[1][1].strip() == '-') == (cut == 0)
+
+
+@pytest.mark.parametrize('cut', [0, 1])
+def test_a_cancelled_validation_counts_as_far_as_it_went(cut):
+    learn = make_learner(0)
+    act = raising(CancelEpochException, lambda self: not self.in_train and self.iter == cut)
+    run = quiet(AvgStatsCallback(), make(after_loss=act))
+    run.fit(1, learn)
+    (train, valid), = numbers(run)
+    assert math.isfinite(train) and math.isnan(valid) == (cut == 0)
+    assert len(run.avg_stats.valid_stats.sizes) == cut
 
 
 def no(self): return self.epoch == 1
@@ -298,6 +310,13 @@ def test_a_skipped_phase_is_a_dash(event, missing):
 
 def test_an_epoch_without_a_batch_shows_nothing_of_the_one_before():
     run = quiet(AvgStatsCallback(accuracy), make(begin_epoch=raising(CancelEpochException(), no)))
+    run.fit(3, make_learner(0))
+    lost = [True, True, False, False]                      # the training columns of the epoch that lost its training
+    assert [[math.isnan(v) for v in row] for row in numbers(run)] == [[False]*4, lost, [False]*4]
+
+
+def test_an_epoch_without_both_passes_shows_nothing_of_the_one_before():
+    run = quiet(AvgStatsCallback(accuracy), make(begin_epoch=raising(CancelEpochException(), no), begin_validate=no))
     run.fit(3, make_learner(0))
     assert [[math.isnan(v) for v in row] for row in numbers(run)] == [[False]*4, [True]*4, [False]*4]
 
@@ -482,7 +501,8 @@ def test_one_transfer_an_epoch(transfers):
 
 
 def test_none_where_nothing_was_measured(transfers):
-    run = quiet(AvgStatsCallback(accuracy), make(begin_epoch=raising(CancelEpochException())))
+    cancels = raising(CancelEpochException())
+    run = quiet(AvgStatsCallback(accuracy), make(begin_epoch=cancels, begin_validate=cancels))
     assert reads(transfers, run, make_learner()) == {}
 
 
@@ -851,6 +871,15 @@ def drawn(run, capsys):
     show_training_loop(run)
     lines = [o for o in capsys.readouterr().out.splitlines() if o.split()[0] in EVENTS]
     return [(o.split()[0], (len(o)-len(o.lstrip()))//4, re.findall(r'\b[A-Z]\w*', o)) for o in lines]
+
+
+def test_the_table_is_asked_for_by_its_class(capsys):
+    "A subclass has another name, and progress and stopping find it all the same"
+    class Mine(AvgStatsCallback): pass
+    run = Runner([Mine(), EarlyStoppingCallback(patience=1), ProgressCallback('terminal')])
+    run.fit(2, make_learner())
+    assert len(run.mine.history) == 2 and run.find(AvgStatsCallback) is run.mine and not hasattr(run, 'avg_stats')
+    assert run.early_stopping.best_epoch >= 0
 
 
 def test_the_printed_loop(capsys):
