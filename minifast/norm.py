@@ -161,7 +161,8 @@ class GroupNorm(_Norm):
     def extra_repr(self): return f'{self.groups}, {self.nf}, eps={self.eps}'
     def forward(self, x):
         v = self._sheets(x, self.nf).unflatten(1, (self.groups,-1))
-        if v.numel() == self.groups: self._refuse(x, 'one number a group is its own mean: give more')
+        if v.numel() == self.groups:
+            self._refuse(x, 'one number a group is its own mean: give more')
         _,d,var = _moments(v, (2,3))
         return self._scaled(x, d, var, (1,self.groups,-1,1))
 
@@ -175,7 +176,8 @@ class InstanceNorm(GroupNorm):
     ): super().__init__(nf, nf, eps, affine)
     def extra_repr(self): return f'{self.nf}, eps={self.eps}'
     def forward(self, x):
-        if math.prod(x.shape[2:]) == 1: self._refuse(x, 'one pixel is its own mean: give larger maps')
+        if math.prod(x.shape[2:]) == 1:
+            self._refuse(x, 'one pixel is its own mean: give larger maps')
         return super().forward(x)
 
 # %% ../nbs/07_batchnorm.ipynb #f77a8bc4
