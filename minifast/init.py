@@ -19,7 +19,7 @@ from .cnn import get_cnn_model, get_runner
 
 # %% ../nbs/06c_init.ipynb #36950b1c
 class GeneralRelu(nn.Module):
-    "ReLU with a slope of `leak` below 0, then lowered by `sub`, then cut off at `maxv`; `x` stays as it is"
+    "ReLU with slope `leak` below 0, then lowered by `sub`, then cut off at `maxv`; `x` stays"
     def __init__(self,
         leak:float=None, # slope below 0; None or 0 for none
         sub:float=None, # taken off afterwards: a ReLU's mean is above 0
@@ -29,7 +29,7 @@ class GeneralRelu(nn.Module):
         self.leak,self.sub,self.maxv = leak,sub,maxv
     def forward(self, x):
         x = F.relu(x) if self.leak is None else F.leaky_relu(x, self.leak)
-        if self.sub is not None: x = x - self.sub   # not sub_: relu's backward looks at its own output
+        if self.sub is not None: x = x - self.sub   # not sub_: relu's backward looks at its output
         return x if self.maxv is None else x.clamp_max(self.maxv)
     @property
     def floor(self)->float: # -sub; None where a leak lets every value through
@@ -45,15 +45,17 @@ class GeneralRelu(nn.Module):
 def conv_layer(
     ni:int, # channels in
     nf:int, # filters out
-    ks:int=3, # kernel size in pixels, odd; padding is `ks//2`, so only `stride` changes height and width
+    ks:int=3, # kernel size in pixels, odd; padded by `ks//2`, so the size stays at stride 1
     stride:int=2, # 2 halves height and width, rounded up
-    act:Callable=GeneralRelu, # makes the activation: a class, a function, or None for no activation
-    norm:Callable=None, # makes the normalisation from `nf`, as nn.BatchNorm2d does; with it there is no bias
+    act:Callable=GeneralRelu, # makes the activation: a class, a function; None for none
+    norm:Callable=None, # makes the norm from `nf`, as nn.BatchNorm2d does; then there's no bias
     **kw, # for `act`: `leak`, `sub` and `maxv` of GeneralRelu
 )->nn.Sequential: # (bs,ni,h,w) -> (bs,nf,ceil(h/stride),ceil(w/stride))
     "Convolution, activation and, where `norm` is given, normalisation"
-    if 'bn' in kw: raise TypeError(f"conv_layer got bn={kw['bn']}: write norm=nn.BatchNorm2d or norm=None")
-    if act is None and kw: raise TypeError(f'conv_layer got {kw} with act=None: give act, or no settings')
+    if 'bn' in kw:
+        raise TypeError(f"conv_layer got bn={kw['bn']}: write norm=nn.BatchNorm2d or norm=None")
+    if act is None and kw:
+        raise TypeError(f'conv_layer got {kw} with act=None: give act, or no settings')
     layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=norm is None)]
     if act  is not None: layers.append(act(**kw))
     if norm is not None: layers.append(norm(nf))
@@ -61,11 +63,12 @@ def conv_layer(
 
 # %% ../nbs/06c_init.ipynb #a714e214
 def _is_layer(m):
-    "Does `m` mix its inputs by a weight of its own? Those of norms and embeddings only scale or look up"
+    "Does `m` mix its inputs by a weight of its own? Norms scale and embeddings look up"
     w = m._parameters.get('weight')
     if is_lazy(w): raise ValueError(f'{m} has no weights yet: run the model on a batch first')
     if w is None or w.ndim < 2: return False
-    return not re.search(r'(norm|embedding|bag)(\d+d?)?$', type(m).__name__.lower())   # BatchNorm2d
+    name = type(m).__name__.lower()   # e.g. batchnorm2d
+    return not re.search(r'(norm|embedding|bag)(\d+d?)?$', name)
 
 def _leak(m):
     "The slope below 0 of the rectifier `m`, None if it isn't one"
@@ -75,11 +78,15 @@ def _leak(m):
     return 0. if isinstance(m, (nn.ReLU, nn.ReLU6)) else None
 
 def _layers(m):
-    "Each layer in `m` once, with the slope of the rectifier that comes after it and before the next layer"
+    "Each layer in `m` once, with the slope of the rectifier between it and the next layer"
     found,leak = {},None
-    for o in reversed([o for _,o in m.named_modules(remove_duplicate=False)]):   # one ReLU may serve many
-        if _leak(o) is not None: leak = _leak(o)
-        elif _is_layer(o): found[id(o.weight)],leak = (o, leak),None
+    names = m.named_modules(remove_duplicate=False)   # one ReLU may serve many layers
+    for o in reversed([o for _,o in names]):
+        slope = _leak(o)
+        if slope is not None: leak = slope
+        elif _is_layer(o):
+            found[id(o.weight)] = o,leak
+            leak = None
     return reversed(found.values())
 
 # %% ../nbs/06c_init.ipynb #c0b46c9e
@@ -90,12 +97,14 @@ def _fan_in(layer):
 
 def init_cnn(
     m:nn.Module, # a model, or a part of one
-    uniform:bool=False, # draw from a uniform distribution, of the same standard deviation as the normal one?
+    uniform:bool=False, # draw from a uniform distribution, of the normal one's standard deviation?
 )->nn.Module: # `m`
-    "Kaiming init of each layer in `m` by the slope of the rectifier after it (none: √5); biases are 0"
-    if not isinstance(m, nn.Module): raise TypeError(f'init_cnn takes a module, got {m!r}: pass the model')
-    for layer,leak in _layers(m):   # He et al. 2015, Delving deep into rectifiers, eq. 15: arXiv 1502.01852
+    "Kaiming init of each layer in `m` by the slope of the rectifier after it; biases are 0"
+    if not isinstance(m, nn.Module):
+        raise TypeError(f'init_cnn takes a module, got {m!r}: pass the model')
+    for layer,leak in _layers(m):
         if leak is None: leak = math.sqrt(5)   # scores begin small, as nn.Linear's own do
+        # He et al. 2015, Delving deep into rectifiers, eq. 15: arXiv 1502.01852
         std = math.sqrt(2/(1 + leak**2)/_fan_in(layer))
         if uniform: init.uniform_(layer.weight, -math.sqrt(3)*std, math.sqrt(3)*std)
         else: init.normal_(layer.weight, 0, std)
@@ -107,12 +116,12 @@ def get_learn_run(
     nfs:list, # filters of each convolution, e.g. [8,16,32,32]
     data:object, # a DataBunch
     lr:float, # learning rate
-    layer:Callable, # makes one block: `conv_layer`, or what takes (ni, nf, ks, **kw) too
+    layer:Callable, # makes one block: `conv_layer`, or what takes (ni, nf, ks, **kw)
     cbs:object=None, # functions that make callbacks, as `get_runner` takes them
     opt_func:Callable=None, # makes the optimiser, as `get_runner` takes it
     uniform:bool=False, # for `init_cnn`
     **kw, # for `layer`
 )->tuple: # Learner, Runner
-    "A CNN of `layer`s, initialised by `init_cnn`, in a Learner, and a Runner to train it"
+    "A CNN of `layer`s with the weights of `init_cnn`, in a Learner, and a Runner for it"
     model = init_cnn(get_cnn_model(data, nfs, layer, **kw), uniform)
     return get_runner(model, data, lr=lr, cbs=cbs, opt_func=opt_func)

@@ -15,33 +15,40 @@ from torch.autograd.function import once_differentiable
 # %% ../nbs/07_batchnorm.ipynb #0e204603
 @torch.no_grad()
 def _moments(v, dims):
-    "Means of `v` over `dims`, the differences from them, and the means of their squares"
+    "Means of `v` over `dims`, the differences from them, the means of their squares"
     mean = v.mean(dims, keepdim=True)
     d = v - mean   # two passes: mean(v²) - mean² would cancel in float32
     return mean,d,(d*d).mean(dims, keepdim=True)
+
 class _Normalise(torch.autograd.Function):
-    "weight*d/√(var+eps) + bias, in the shape of `d`, which is `x` less the mean, and is overwritten"
+    "weight*d/√(var+eps) + bias for `d`, which is `x` less the mean and is overwritten"
     @staticmethod
-    def forward(ctx, x, weight, bias, d, var, shape, eps, of_mean, of_var):   # the last two: a of μ, of σ²
+    def forward(ctx, x, d, var, weight, bias, shape, eps, shares):
         rstd = (var + eps).rsqrt()
         xhat = d.mul_(rstd)
         ctx.save_for_backward(xhat, rstd, weight)
-        ctx.size,ctx.rest = x.shape,(shape,of_mean,of_var)
+        ctx.size,ctx.shape,ctx.shares = x.shape,shape,shares
         return (xhat*weight.view(shape)).add_(bias.view(shape)).to(x.dtype)
+
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (xhat,rstd,weight),(shape,*shares) = ctx.saved_tensors,ctx.rest
-        dy,w = grad.to(xhat.dtype),weight.view(shape)
+        xhat,rstd,weight = ctx.saved_tensors
+        dy,w = grad.to(xhat.dtype),weight.view(ctx.shape)
         small = [max(sizes) for sizes in zip(rstd.shape, w.shape)]
-        s,sx = dy.sum_to_size(small),(dy*xhat).sum_to_size(small)   # the only sums over all numbers
+        s  = dy.sum_to_size(small)          # the only two sums over all numbers
+        sx = (dy*xhat).sum_to_size(small)
         dweight,dbias = (o.sum_to_size(w.shape).view(weight.shape) for o in (sx, s))
-        if not ctx.needs_input_grad[0]: return None, dweight, dbias, *[None]*6
-        ws,wsx,n = w*s,w*sx,xhat.numel()/rstd.numel()   # n numbers share a mean
-        a,b = (o.sum_to_size(rstd.shape)*rstd*(share/-n) for o,share in zip((ws, wsx), shares))
-        own = (ws, rstd) if ws.shape == dy.shape else (dy, w*rstd)   # the same product, the less to do
-        dx = (xhat*b).add_(a).addcmul_(*own)
-        return dx.reshape(ctx.size), dweight, dbias, *[None]*6
+        dx = None
+        if ctx.needs_input_grad[0]:
+            n,(of_mean,of_var) = xhat.numel()/rstd.numel(),ctx.shares   # n numbers share a mean
+            ws = w*s
+            by_mean = ws.sum_to_size(rstd.shape)*rstd*(of_mean/-n)
+            by_var  = (w*sx).sum_to_size(rstd.shape)*rstd*(of_var/-n)
+            # γg/σ, by the shorter of two ways
+            own = (ws, rstd) if ws.shape == dy.shape else (dy, w*rstd)
+            dx = (xhat*by_var).add_(by_mean).addcmul_(*own).reshape(ctx.size)
+        return dx, None, None, dweight, dbias, None, None, None
 
 # %% ../nbs/07_batchnorm.ipynb #e07c3264
 class _Norm(nn.Module):
@@ -51,42 +58,46 @@ class _Norm(nn.Module):
         self.eps = eps
         for k,make in (('weight', torch.ones), ('bias', torch.zeros)):
             self.register_parameter(k, nn.Parameter(make(size)) if affine else None)
+    def _refuse(self, x, why): raise ValueError(f'{self} got {tuple(x.shape)}: {why}')
+    def _sheets(self, x, nf=None):
+        "`x` as (bs,channels,pixels), at least in float32"
+        if x.dim() < 2 or nf not in (None, x.shape[1]):
+            self._refuse(x, f'give (bs,{nf or "channels"},…)')
+        if x.dtype in (torch.float16, torch.bfloat16): x = x.float()
+        return x.unsqueeze(-1).flatten(2)
     def _affine(self, v, shape):
         "`weight` and `bias`, or 1 and 0, and the shape in which they fit `v`"
         if self.weight is not None: return self.weight,self.bias,shape
         return v.new_ones(1),v.new_zeros(1),[1]*v.dim()
-    def _finish(self, x, d, var, shape, of_mean=1., of_var=1.):
+    def _scaled(self, x, d, var, shape, shares=(1.,1.)):
+        "weight*d/√(var+eps) + bias, in the shape of `x`; `shares` are the two a of the formula"
         weight,bias,shape = self._affine(d, shape)
-        if not x.numel(): return x + 0*(weight.sum() + bias.sum())   # an empty batch: gradients of 0
-        y = _Normalise.apply(x, weight, bias, d, var, shape, self.eps, of_mean, of_var)
-        return y.view(x.shape)   # out here: what a Function gives as a view can't be changed in place
-    def _refuse(self, x, why): raise ValueError(f'{self} got {tuple(x.shape)}: {why}')
-    def _sheets(self, x, nf=None):
-        "`x` as (bs,channels,pixels), at least in float32"
-        if x.dim() < 2 or nf not in (None, x.shape[1]): self._refuse(x, f'give (bs,{nf or "channels"},…)')
-        return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).unsqueeze(-1).flatten(2)
+        if not x.numel(): return x + 0*(weight.sum() + bias.sum())   # empty: gradients of 0
+        y = _Normalise.apply(x, d, var, weight, bias, shape, self.eps, shares)
+        return y.view(x.shape)   # here: a view made by a Function can't be changed in place
 
 # %% ../nbs/07_batchnorm.ipynb #1cee91a1
 class _Tracking(_Norm):
-    "A norm by channel that knows statistics of the past: buffers, as they are saved but not trained"
+    "A norm by channel that knows statistics of the past: buffers, saved but not trained"
     def __init__(self, nf, eps, affine):
         super().__init__(nf, eps, affine)
         self.nf = nf
         self.register_buffer('running_mean', torch.zeros(nf))
         self.register_buffer('running_var',  torch.ones(nf))
-    def _from_running(self, x, v, var):
+    def _by_running(self, x, v, var):
+        "Normalised by constants: autograd's backward is enough"
         weight,bias,_ = self._affine(v, None)
-        mean,rstd,weight,bias = (o.view(1,-1,1).to(v.dtype) for o in (
-            self.running_mean, (var + self.eps).rsqrt(), weight, bias))
+        constants = self.running_mean,(var + self.eps).rsqrt(),weight,bias
+        mean,rstd,weight,bias = (o.view(1,-1,1).to(v.dtype) for o in constants)
         y = (v - mean)*(rstd*weight) + bias
         return y.to(x.dtype).reshape(x.shape)
 
 # %% ../nbs/07_batchnorm.ipynb #95f6564e
 class BatchNorm(_Tracking):
-    "Each channel at mean `bias` and std `weight`: over the batch in training, by running averages in eval"
+    "Each channel at mean `bias` and std `weight`: over the batch; in eval by running averages"
     def __init__(self,
         nf:int, # channels
-        mom:float=0.1, # weight of the newest batch in the running averages; None: all batches weigh the same
+        mom:float=0.1, # weight of the newest batch in the averages; None: all weigh the same
         eps:float=1e-5, # added to the variance
         affine:bool=True, # are there `weight` and `bias`?
     ):
@@ -98,41 +109,45 @@ class BatchNorm(_Tracking):
     def _track(self, mean, var):
         self.num_batches_tracked.add_(1)
         for old,new in ((self.running_mean, mean), (self.running_var, var)):
-            mom = self.num_batches_tracked.to(old.dtype).reciprocal() if self.mom is None else self.mom
+            mom = self.mom
+            if mom is None: mom = self.num_batches_tracked.to(old.dtype).reciprocal()
             old.lerp_(new.flatten().to(old.dtype), mom)
     def forward(self, x):
         v = self._sheets(x, self.nf)
-        n = v.numel()//self.nf
-        if not (self.training and n): return self._from_running(x, v, self.running_var)   # n 0: empty batch
-        if n == 1: self._refuse(x, 'one number a channel is its own mean, so all would become 0: '
-                                'give more samples or pixels, or call eval()')
-        mean,d,var = _moments(v, (0,2))
-        self._track(mean, var*(n/(n-1)))   # biased to normalise, unbiased to remember: as PyTorch does
-        return self._finish(x, d, var, (1,-1,1))
+        n = v.numel()//self.nf   # numbers a channel; 0: an empty batch
+        if not (self.training and n): return self._by_running(x, v, self.running_var)
+        if n == 1: self._refuse(x, 'one number a channel is its own mean, so all would '
+                                'become 0: give more samples or pixels, or call eval()')
+        mean,d,var = _moments(v, (0,2))            # μ, x-μ and σ²
+        self._track(mean, var*(n/(n-1)))           # remembered: as an estimate for all data
+        return self._scaled(x, d, var, (1,-1,1))   # γ(x-μ)/√(σ²+ε) + β
 
 # %% ../nbs/07_batchnorm.ipynb #e26e8e3f
 class LayerNorm(_Norm):
-    "Each sample for itself: over all its numbers with one `weight` and `bias`, or over the last dimensions"
+    "Each sample for itself: all of it, with one `weight` and `bias`, or the last dimensions"
     def __init__(self,
-        shape:object=None, # None: all but the batch; else the last sizes, as for `nn.LayerNorm`
+        shape:object=None, # None: all but the batch; else the last sizes, as in `nn.LayerNorm`
         eps:float=1e-5, # added to the variance
         affine:bool=True, # are there `weight` and `bias`, of this shape?
     ):
-        self.shape = shape if shape is None else (shape,) if isinstance(shape, Integral) else tuple(shape)
-        super().__init__(self.shape or (), eps, affine)
+        if isinstance(shape, Integral): shape = (shape,)
+        if shape is not None: shape = tuple(shape)
+        super().__init__(shape or (), eps, affine)
+        self.shape = shape
     def extra_repr(self): return f'{self.shape}, eps={self.eps}'
     def forward(self, x):
         v,dims,sizes = self._sheets(x),(1,2),(1,1,1)
         if self.shape is not None:
-            if x.shape[-len(self.shape):] != self.shape: self._refuse(x, f'it has to end in {self.shape}; '
-                'LayerNorm() takes whole samples of any size, e.g. norm=lambda nf: LayerNorm()')
+            if x.shape[-len(self.shape):] != self.shape: self._refuse(
+                x, f'it has to end in {self.shape}; LayerNorm() takes whole samples of any '
+                'size, e.g. norm=lambda nf: LayerNorm()')
             v,dims,sizes = v.reshape(-1, math.prod(self.shape)),1,(1,-1)
         _,d,var = _moments(v, dims)
-        return self._finish(x, d, var, sizes)
+        return self._scaled(x, d, var, sizes)
 
 # %% ../nbs/07_batchnorm.ipynb #c59e287d
 class GroupNorm(_Norm):
-    "Each sample for itself, over `groups` groups of its channels; a `weight` and `bias` for each channel"
+    "Each sample for itself, by groups of its channels; a `weight` and `bias` for each channel"
     def __init__(self,
         groups:int, # how many groups, a divisor of `nf`
         nf:int, # channels
@@ -146,65 +161,65 @@ class GroupNorm(_Norm):
     def extra_repr(self): return f'{self.groups}, {self.nf}, eps={self.eps}'
     def forward(self, x):
         v = self._sheets(x, self.nf).unflatten(1, (self.groups,-1))
-        if v.numel() == self.groups: self._refuse(x, 'one number a group is its own mean: give more')
+        if v.numel() == self.groups:
+            self._refuse(x, 'one number a group is its own mean: give more')
         _,d,var = _moments(v, (2,3))
-        return self._finish(x, d, var, (1,self.groups,-1,1))
+        return self._scaled(x, d, var, (1,self.groups,-1,1))
+
+# %% ../nbs/07_batchnorm.ipynb #5e07a1c3
 class InstanceNorm(GroupNorm):
     "Each channel of each sample for itself: a GroupNorm with as many groups as channels"
     def __init__(self,
         nf:int, # channels
         eps:float=1e-5, # added to the variance
-        affine:bool=True, # are there `weight` and `bias`? (PyTorch's has none by default)
+        affine:bool=True, # are there `weight` and `bias`? PyTorch's has none by default
     ): super().__init__(nf, nf, eps, affine)
     def extra_repr(self): return f'{self.nf}, eps={self.eps}'
     def forward(self, x):
-        if math.prod(x.shape[2:]) == 1: self._refuse(x, 'one pixel is its own mean: give larger maps')
+        if math.prod(x.shape[2:]) == 1:
+            self._refuse(x, 'one pixel is its own mean: give larger maps')
         return super().forward(x)
 
-# %% ../nbs/07_batchnorm.ipynb #0a2bd7e5
-class _Mixing(_Tracking):
-    "Running averages that batches of any size can be mixed into"
-    def __init__(self, nf, mom, eps):
+# %% ../nbs/07_batchnorm.ipynb #f77a8bc4
+class RunningBatchNorm(_Tracking):
+    "Each channel by running averages that take this batch in: the same in eval, at any size"
+    def __init__(self,
+        nf:int, # channels
+        mom:float=0.1, # least weight of a batch, above 0; a larger batch weighs more
+        eps:float=1e-5, # added to the variance
+    ):
+        if not 0 < mom <= 1:
+            raise ValueError(f'mom must be above 0 and at most 1, got {mom}: try 0.1')
         super().__init__(nf, eps, True)
         self.mom = mom
-        self.register_buffer('count', torch.tensor(0.))   # running average of the numbers a channel
+        self.register_buffer('count', torch.tensor(0.))   # average of the numbers a channel
         self.register_buffer('num_samples_tracked', torch.tensor(0))
-    def _apply(self, fn, recurse=True): # memory stays in float32: a count of 65,520 is inf in float16
+    def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
+    def _apply(self, fn, recurse=True): # in float16 a count of 65,520 would be infinite
         kept = dict(self.named_buffers())
         super()._apply(fn, recurse)
-        low = [k for k,b in self._buffers.items() if b.dtype in (torch.float16, torch.bfloat16)]
-        self._buffers.update({k: kept[k].to(self._buffers[k].device) for k in low})
+        for k,b in self._buffers.items():
+            if b.dtype in (torch.float16, torch.bfloat16): self._buffers[k] = kept[k].to(b.device)
         return self
     @torch.no_grad()
     def _take_in(self, mean, var, n, bs):
-        "Mix in a batch of `n` numbers a channel and `bs` samples; returns its share in the averages"
+        "Mix in `n` numbers a channel of `bs` samples; returns their share in the averages"
         mom = 1 - (1-self.mom)/math.sqrt(max(bs-1, 1))
         new = self.count.new_tensor(mom*n)
         self.count.mul_(1-mom).add_(new)
         self.num_samples_tracked.add_(bs)
-        share,gap = new/self.count,mean.flatten() - self.running_mean   # Chan et al. 1979, eq. 2.1
+        share = new/self.count
+        gap = mean.flatten() - self.running_mean   # Chan et al. 1979, eq. 2.1
         self.running_mean.add_(share*gap)
         self.running_var.lerp_(var.flatten() + (1-share)*gap*gap, share)
         return share
     def _floor(self): return .01*(self.num_samples_tracked < 20)
-
-# %% ../nbs/07_batchnorm.ipynb #f77a8bc4
-class RunningBatchNorm(_Mixing):
-    "Each channel by running averages that take in this batch: the same in training and in eval, at any bs"
-    def __init__(self,
-        nf:int, # channels
-        mom:float=0.1, # least weight of a batch, above 0; the larger the batch, the larger its weight
-        eps:float=1e-5, # added to the variance
-    ):
-        if not 0 < mom <= 1: raise ValueError(f'mom must be above 0 and at most 1, got {mom}: try 0.1')
-        super().__init__(nf, mom, eps)
-    def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
     def forward(self, x):
         v = self._sheets(x, self.nf)
         if not (self.training and v.numel()):
-            return self._from_running(x, v, self.running_var.clamp_min(self._floor()))
+            return self._by_running(x, v, self.running_var.clamp_min(self._floor()))
         mean,d,var = _moments(v, (0,2))
-        share,floor = self._take_in(mean, var, v.numel()/self.nf, len(v)),self._floor()
-        d.add_(mean - self.running_mean.view(1,-1,1))
-        var = self.running_var.view(1,-1,1)
-        return self._finish(x, d, var.clamp_min(floor), (1,-1,1), share, share*(var >= floor))
+        share = self._take_in(mean, var, v.numel()/self.nf, len(v))
+        d.add_(mean - self.running_mean.view(1,-1,1))   # x-μ′, no more x-μ
+        var,floor = self.running_var.view(1,-1,1),self._floor()
+        return self._scaled(x, d, var.clamp_min(floor), (1,-1,1), (share, share*(var >= floor)))
