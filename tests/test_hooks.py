@@ -24,7 +24,8 @@ from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpo
 from minifast.cnn import get_runner
 from minifast.core import ListContainer
 from minifast.data import DataBunch, Dataset, get_dls
-from minifast.hooks import Hook, Hooks, append_stats, children, first_tensor, get_hist, get_min, leaked_hooks
+from minifast.hooks import (Hook, Hooks, append_stats, children, first_tensor, floor_of, get_hist, get_min,
+                            leaked_hooks)
 from minifast.init import GeneralRelu
 from minifast.plot import plot_hists, plot_layers
 from minifast.sched import LR_Find
@@ -773,7 +774,21 @@ def test_validation_is_read_with_valid():
     assert get_hist(h).shape == (40, 1) and get_hist(h, valid=True).shape == (40, 2)
 
 RECTIFIERS = dict(relu=nn.ReLU(), general=GeneralRelu(), shifted=GeneralRelu(sub=.4), cut=GeneralRelu(sub=.4, maxv=6.),
-                  plain_leak=GeneralRelu(leak=0, sub=.4), below=GeneralRelu(sub=.4, maxv=-1.))
+                  plain_leak=GeneralRelu(leak=0, sub=.4), below=GeneralRelu(sub=.4, maxv=-1.),
+                  hardtanh=nn.Hardtanh(-.1, 5.), relu6=nn.ReLU6())
+
+def test_floor_of():
+    assert [floor_of(o) for o in RECTIFIERS.values()] == [0, 0, -.4, -.4, -.4, -1, -.1, 0]
+    for act in (nn.LeakyReLU(), nn.PReLU(), nn.RReLU(), nn.ELU(), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(),
+                GeneralRelu(leak=.1, sub=.4)):
+        assert floor_of(act) is None and floor_of(nn.Sequential(nn.ReLU(), act)) is None
+    assert floor_of(nn.Sequential(nn.ELU(), nn.Sequential(nn.Linear(2, 2), nn.Hardtanh()))) == -1
+    assert floor_of(nn.Linear(2, 2)) == floor_of(nn.Sigmoid()) == 0
+
+def test_zeros_by_chance_are_no_death():
+    drop = nn.Dropout(.5)
+    with Hook(drop, append_stats) as h: drop(torch.ones(1000))
+    assert get_min(h, dead=True).tolist() == [0.] and get_min(h) > .3
 
 @pytest.mark.parametrize('act', RECTIFIERS.values(), ids=RECTIFIERS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
