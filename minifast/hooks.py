@@ -9,113 +9,146 @@ __all__ = ['HookInfo', 'Hook', 'children', 'leaked_hooks', 'Hooks', 'first_tenso
 # %% ../nbs/06a_hooks.ipynb #3260df35
 import linecache
 import os
+import re
 import sys
 import warnings
 import weakref
 from collections import namedtuple
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import nn
 
-from .callback import add_note
-from .cnn import func_name
+from .callback import add_note, callable_name
 from .core import ListContainer, listify
 
 # %% ../nbs/06a_hooks.ipynb #67b760ec
-class _Call:
-    "What the module holds. It knows its Hook only weakly, so the Hook can go; a copy of it does nothing"
+class _WeakCall:
+    "What the module holds: it knows its Hook weakly, so that can go; a copy does nothing"
     def __init__(self, hook=None, where=('', 0)):
-        self.hook,self.where,self.func = hook and weakref.ref(hook),where,hook and func_name(hook.f)
-    def __call__(self, mod, inp, outp): # None, always: so PyTorch leaves the output as it is
+        self.hook = hook and weakref.ref(hook)
+        self.func = hook and callable_name(hook.f)
+        self.where = where
+    def __call__(self, mod, inp, outp): # None, so that the output stays as it is
         hook = self.hook and self.hook()
         if not hook or not hook.active: return
         try: hook.stored = hook.f(hook, mod, inp, outp)
         except Exception as e:
-            how = getattr(hook.f, 'called_as', 'f(hook, mod, inp, outp)')   # HookCallback's is another
+            how = getattr(hook.f, 'called_as', hook.called_as)
             add_note(e, f'in hook {self.func} on {type(mod).__name__}, called as {how}')
             raise
-    def __reduce__(self): return _Call,()
+    def __reduce__(self): return _WeakCall,()
+
 _KINDS = {'_forward_hooks':'forward', '_backward_hooks':'backward',
           '_forward_pre_hooks':'forward pre', '_backward_pre_hooks':'backward pre'}
-def _in_place(m):
+
+def _is_ours(f): return isinstance(f, _WeakCall)
+def _hooks_on(m):
     "(kind, function) of every hook on module `m`, whoever placed it"
     return [(kind, f) for k,kind in _KINDS.items() for f in getattr(m, k, {}).values()]
 
 # %% ../nbs/06a_hooks.ipynb #d1ecf2d4
-class _State:
-    "Answers when a hooked module is copied or pickled: the module's state without our hooks and without this"
-    def __init__(self, m): self.m = weakref.ref(m)
-    def __call__(self):
-        m = self.m()
-        own = getattr(type(m), '__getstate__', None)   # every class has one from Python 3.11 on
-        state = own(m) if own else m.__dict__
-        if not isinstance(state, dict): return state
-        state = {k: type(v)((i, f) for i,f in v.items() if not isinstance(f, _Call)) if k in _KINDS else v
-                 for k,v in state.items() if not isinstance(v, _State)}
-        return state if state.get('_backward_hooks') else {**state, '_is_full_backward_hook': None}
+def _state_without_hooks(ref):
+    "What copies and pickles of the module behind `ref` get: all but our hooks and this"
+    m = ref()
+    own = getattr(type(m), '__getstate__', None)   # each class has one from 3.11 on
+    state = own(m) if own else m.__dict__
+    if not isinstance(state, dict): return state
+    def others(fs): return type(fs)((i, f) for i,f in fs.items() if not _is_ours(f))
+    state = {k: others(v) if k in _KINDS else v for k,v in state.items()}
+    state.pop('__getstate__', None)
+    if not state.get('_backward_hooks'): state['_is_full_backward_hook'] = None
+    return state
+
+_NO_GRAD_IN = 'ignore', re.compile('Full backward hook is firing'), UserWarning, None, 0
 
 def _place(m, call, is_forward):
-    "Register `call` on module `m`; returns the handle"
-    if is_forward: return m.register_forward_hook(call)
-    if getattr(m, 'inplace', False): raise ValueError(
-        f'{m} changes its input in place, which a backward hook on it forbids: make it with inplace=False')
-    warnings.filterwarnings('ignore', 'Full backward hook is firing')   # the first layer's input has no grad
-    return m.register_full_backward_hook(call)
-def _take_away(handle, ref):
-    "Undo `_place`"
+    "Have `m` call `call`; gives the handle by which `_take_away` undoes it"
+    if is_forward: handle = m.register_forward_hook(call)
+    elif getattr(m, 'inplace', False): raise ValueError(
+        f'{m} changes its input in place, which a backward hook on it forbids: '
+        'make it with inplace=False')
+    else:
+        handle = m.register_full_backward_hook(call)
+        warnings.filters.insert(0, _NO_GRAD_IN)   # one a hook; each takes one away
+    m.__dict__['__getstate__'] = partial(_state_without_hooks, weakref.ref(m))
+    return handle
+
+def _take_away(handle, ref, is_forward):
+    "Undo `_place`; `ref` is the module, weakly"
     handle.remove()
-    if (m := ref()) is None: return
-    if not m._backward_hooks: m._is_full_backward_hook = None   # as it was: any kind may come next
-    if not any(isinstance(f, _Call) for _,f in _in_place(m)): m.__dict__.pop('__getstate__', None)
+    if not is_forward:
+        with suppress(ValueError): warnings.filters.remove(_NO_GRAD_IN)
+    m = ref()
+    if m is None: return
+    if not m._backward_hooks: m._is_full_backward_hook = None   # any kind may come next
+    if any(_is_ours(f) for _,f in _hooks_on(m)): return
+    m.__dict__.pop('__getstate__', None)
 
 # %% ../nbs/06a_hooks.ipynb #4c33e849
-class _Removable:
-    "A context manager that calls `remove` at its end"
-    def __enter__(self): return self
-    def __exit__(self, kind, e, tb):
-        self.remove()
-        if 'BackwardHookFunction' in str(e): add_note(e, (
-            'a backward hook wraps what enters and what leaves its module; neither may be changed in place: '
-            'make the next layer with inplace=False, write x = x + 1 for x += 1, or hook another module'))
-
 def _module(m):
     "`m`, or a TypeError if it isn't a module"
     if isinstance(m, nn.Module): return m
-    raise TypeError(f'hooks go on modules, got {type(m).__name__}: pass a layer such as model[0]')
+    raise TypeError(f'hooks go on modules, got {type(m).__name__}: '
+                    'pass a layer such as model[0]')
+
+def _function(f):
+    "`f`, or a TypeError if it can't be called"
+    if callable(f): return f
+    raise TypeError('f must be a function of (hook, mod, inp, outp), '
+                    f'got {type(f).__name__}: Hook(m, append_stats)')
 
 def _made_at():
-    "File and line of the nearest caller that is neither in this package nor where a Hook makes itself"
-    f,own = sys._getframe(1),[c.__init__.__code__ for c in _Removable.__subclasses__()]
-    def inside(f): return f.f_code in own or f.f_globals.get('__name__', '').startswith('minifast.')
-    while f.f_back and inside(f): f = f.f_back
+    "File and line of the nearest caller that isn't of this package"
+    # a lesson defines these two outside of the package, one after the other
+    makers = [globals()[k].__init__.__code__ for k in ('Hook', 'Hooks') if k in globals()]
+    def is_ours(f):
+        return f.f_code in makers or f.f_globals.get('__name__', '').startswith('minifast.')
+    f = sys._getframe(1)
+    while f.f_back and is_ours(f): f = f.f_back
     return f.f_code.co_filename,f.f_lineno
 
+def _explain_in_place(e):
+    "A note on `e`, if it is PyTorch's error about a change in place at a backward hook"
+    if 'BackwardHookFunction' in str(e): add_note(e, (
+        'a backward hook wraps what enters and what leaves its module; neither may be '
+        'changed in place: make the next layer with inplace=False, write x = x + 1 for '
+        'x += 1, or hook another module'))
+
 # %% ../nbs/06a_hooks.ipynb #854fa250
-class Hook(_Removable):
-    "Calls `f(hook, mod, inp, outp)` when `m` has run; ends with `remove()`, `with` or its last reference"
+class Hook:
+    "Calls `f(hook, mod, inp, outp)` after `m`, until `remove()`, or until nobody holds it"
     def __init__(self,
         m:nn.Module, # the module to watch
-        f:object, # a function; may keep things on `hook`; what it returns is kept in `hook.stored`
-        is_forward:bool=True, # False: when the backward has passed `m`, with tuples of gradients
+        f:Callable, # what it returns is kept in `stored`; its `begin`, if any, gets the hook now
+        is_forward:bool=True, # False: when the backward has passed `m`, with gradients
+        called_as:str='f(hook, mod, inp, outp)', # what an error in `f` says of the call
     ):
         self._on = type(_module(m)).__name__
-        if not callable(f): raise TypeError(
-            f'f must be a function of (hook, mod, inp, outp), got {type(f).__name__}: Hook(m, append_stats)')
-        self.f,self.is_forward,self.stored = f,is_forward,None
-        begin = getattr(getattr(f, 'func', f), 'begin', None)   # `append_stats` prepares `hook.stats` there
+        self.f,self.is_forward,self.called_as = _function(f),is_forward,called_as
+        self.stored = None
+        begin = getattr(getattr(f, 'func', f), 'begin', None)   # partial(f).func is f
         if begin: begin(self)
-        handle = _place(m, _Call(self, _made_at()), is_forward)
-        m.__dict__['__getstate__'] = _State(m)
-        self._undo = weakref.finalize(self, _take_away, handle, weakref.ref(m))   # acts once, also without us
+        placed = _place(m, _WeakCall(self, _made_at()), is_forward),weakref.ref(m),is_forward
+        self._undo = weakref.finalize(self, _take_away, *placed)
         self._undo.atexit = False
 
     def remove(self):
         "Take the hook away; nothing happens if it is gone already"
         if self.active: self._undo()
     @property
-    def active(self): return '_undo' in vars(self) and self._undo.alive   # False once removed, and for a copy
-    def __getstate__(self): return {k:v for k,v in vars(self).items() if k != '_undo'}
-    def __repr__(self): return f"Hook({self._on}, {func_name(self.f)}){'' if self.active else ' removed'}"
+    def active(self): # a copy has no `_undo`
+        return '_undo' in vars(self) and self._undo.alive
+    def __enter__(self): return self
+    def __exit__(self, kind, e, tb):
+        self.remove()
+        _explain_in_place(e)
+    def __getstate__(self): return {k: v for k,v in vars(self).items() if k != '_undo'}
+    def __repr__(self):
+        ended = '' if self.active else ' removed'
+        return f'Hook({self._on}, {callable_name(self.f)}){ended}'
 
 # %% ../nbs/06a_hooks.ipynb #d50b698a
 def children(
@@ -127,56 +160,73 @@ def children(
 HookInfo = namedtuple('HookInfo', 'name kind func where')
 
 def _source(filename, lineno):
-    "File, line and text of a line of code; a notebook's cells have file names of no use"
+    "File, line and text of a line of code"
+    # the file names of a notebook's cells tell nothing
     file = 'notebook' if 'ipykernel' in filename else os.path.basename(filename)
     return f'{file}, line {lineno}: {linecache.getline(filename, lineno).strip()}'
 
 def leaked_hooks(
     model:nn.Module, # looked at with all modules in it
-    foreign:bool=False, # True: the hooks that others placed, which we never touch, instead of ours
-)->list: # named tuples (module's `name`, `kind` of hook, `func`'s name, `where` it was made)
-    "The hooks that this library placed on `model` and that are still there; an empty list is what you want"
-    found = [(n, kind, f) for n,m in _module(model).named_modules() for kind,f in _in_place(m)]
-    if foreign: return [HookInfo(n, k, func_name(f), '') for n,k,f in found if not isinstance(f, _Call)]
-    return [HookInfo(n, k, f.func, _source(*f.where)) for n,k,f in found if isinstance(f, _Call)]
+    foreign:bool=False, # True: instead those that others placed, which we never touch
+)->list: # named tuples: the module's name, kind of hook, function's name, where it was made
+    "This library's hooks that are still on `model`; an empty list is what you want"
+    def info(name, kind, f):
+        if foreign: return HookInfo(name, kind, callable_name(f), '')
+        return HookInfo(name, kind, f.func, _source(*f.where))
+    return [info(name, kind, f) for name,m in _module(model).named_modules()
+            for kind,f in _hooks_on(m) if _is_ours(f) != foreign]
 
 # %% ../nbs/06a_hooks.ipynb #4d6f5331
-class Hooks(_Removable, ListContainer):
-    "A `Hook` with `f` on each of `ms`; a slice, a mask or a list of ints gives Hooks that share the hooks"
+class Hooks(ListContainer):
+    "A `Hook` with `f` on each of `ms`; a slice, a mask or a list of ints gives Hooks too"
     def __init__(self,
-        ms:object, # modules, or a model, which stands for its children (for itself if it has none)
-        f:object, # a function, as for `Hook`
+        ms:object, # modules, or a model, which stands for its children, if it has any
+        f:Callable, # as for `Hook`
         is_forward:bool=True, # as for `Hook`
+        **kw, # for `Hook`: `called_as`
     ):
         super().__init__()
         if isinstance(ms, nn.Module): ms = children(ms) or [ms]
         try:
-            for m in listify(ms): self.items.append(Hook(m, f, is_forward))
-        except BaseException: self.remove(); raise
+            for m in listify(ms): self.items.append(Hook(m, f, is_forward, **kw))
+        except BaseException:   # half a construction leaves nothing
+            self.remove()
+            raise
 
+    def remove(self):
+        for h in self: h.remove()
+    def __enter__(self): return self
+    def __exit__(self, kind, e, tb):
+        self.remove()
+        _explain_in_place(e)
     def subset(self, items): # what a slice, a mask or a list of ints gives
         res = type(self).__new__(type(self))
         ListContainer.__init__(res, items)
         return res
-    def remove(self):
-        for h in self: h.remove()
     def __delitem__(self, idx):
         for h in listify(self[idx]): h.remove()
         super().__delitem__(idx)
 
 # %% ../nbs/06a_hooks.ipynb #94d12f40
 class _Stats(tuple):
-    "(means, stds, hists), three lists of one tensor a batch, which move to the CPU when they are read"
+    "(means, stds, hists): lists of one tensor a batch, which come to the CPU to be read"
     def __new__(cls, lists=()): return super().__new__(cls, lists or ([], [], []))
     def __init__(self, *args): self.near,self.dead = [],[]
+    def lists(self): return *super().__iter__(),self.near,self.dead
     def add(self, *vals): # no transfer here
-        for o,v in zip((*super().__iter__(), self.near, self.dead), vals): o.append(v)
-    def fetch(self): # one transfer for each list that has something elsewhere
-        for ts in (*super().__iter__(), self.near, self.dead):
+        for ts,v in zip(self.lists(), vals): ts.append(v)
+    def fetch(self):
+        for ts in self.lists():
             away = [i for i,t in enumerate(ts) if t.device.type != 'cpu']
-            for i,t in zip(away, torch.stack([ts[i] for i in away]).cpu() if away else []): ts[i] = t
-    def __iter__(self): self.fetch(); return super().__iter__()
-    def __getitem__(self, i): self.fetch(); return super().__getitem__(i)
+            if not away: continue
+            here = torch.stack([ts[i] for i in away]).cpu()   # one transfer
+            for i,t in zip(away, here): ts[i] = t
+    def __iter__(self):
+        self.fetch()
+        return super().__iter__()
+    def __getitem__(self, i):
+        self.fetch()
+        return super().__getitem__(i)
 
 def first_tensor(
     o:object, # a tensor, or a nested tuple, list or dict
@@ -187,19 +237,20 @@ def first_tensor(
     return next((t for t in map(first_tensor, o) if t is not None), None)
 
 def _hist(a, bins, lo, hi):
-    "Counts of `a` in `bins` equal parts of `lo` to `hi`; what lies beyond counts in the first and the last"
+    "Counts of `a` in `bins` parts of `lo` to `hi`; what lies beyond counts in the end parts"
     if bins < 1 or not lo < hi: raise ValueError(
-        f'got bins={bins}, rng=({lo}, {hi}): give 1 bin or more, and a range (low, high) with low < high')
-    parts = a.flatten().clamp(lo, hi).split(2**24)   # histc counts in float32, which is exact up to there
+        f'got bins={bins}, rng=({lo}, {hi}): give 1 bin or more, '
+        'and a range (low, high) with low < high')
+    parts = a.flatten().clamp(lo, hi).split(2**24)   # histc counts in float32
     return sum(o.histc(bins, lo, hi).long() for o in parts)
 
 # %% ../nbs/06a_hooks.ipynb #88f75470
-_NO_FLOOR = (nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.modules.dropout._DropoutNd)
+_NO_FLOOR = nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.modules.dropout._DropoutNd
 
 def floor_of(
     m:nn.Module, # a layer, or a block, in which the last module counts
-)->float: # None where no value means that: with a leak, an ELU or dropout
-    "The least that `m` can give, at which a unit is dead: `floor` or `min_val` of its last module, else 0"
+)->float: # 0 for a ReLU; None where no value means that: with a leak, an ELU or dropout
+    "The least that `m` can give, where a unit is dead: its `floor` or `min_val`, else 0"
     last = list(m.modules())[-1]
     if isinstance(last, _NO_FLOOR): return None
     return getattr(last, 'floor', getattr(last, 'min_val', 0.))
@@ -209,35 +260,38 @@ def _begin_stats(hook): hook.stats,hook.valid_stats = _Stats(),_Stats()
 
 @torch.no_grad()
 def append_stats(
-    hook:object, # gets (means, stds, hists) in `stats`, and those of evaluation mode in `valid_stats`
+    hook:object, # gets `stats`, and `valid_stats`, those of evaluation mode
     mod:nn.Module, # the module that has run; its mode tells training from validation
     inp:tuple, # what went in; not used
-    outp:object, # what came out: a tensor, or a tuple, list or dict, of which the first tensor counts
+    outp:object, # what came out; its first tensor counts
     bins:int=40, # parts of the histogram
-    rng:tuple=(0,10), # lower edge of the first part, upper edge of the last; what lies beyond counts there
+    rng:tuple=(0,10), # from where to where; what lies beyond counts in the end parts
     near:float=.01, # an activation from -near to near is near zero
     floor:float=None, # what a dead unit gives; None: what `floor_of(mod)` says
 )->None: # so the output stays as it is
-    "Note mean, standard deviation, histogram, and the shares near zero and dead; no transfer and no graph"
+    "Note mean, std, histogram, and the shares near zero and dead; no transfer and no graph"
     if 'stats' not in vars(hook): _begin_stats(hook)
     a = first_tensor(outp)
-    if a is None: raise TypeError(f'no tensor in what came out, {type(outp).__name__}: hook another module')
+    if a is None: raise TypeError(
+        f'no tensor in what came out, {type(outp).__name__}: hook another module')
     wide = a if a.dtype in (torch.float32, torch.float64) else a.float()
-    floor = floor_of(mod) if floor is None else floor
+    if floor is None: floor = floor_of(mod)
     n,small = a.numel(),wide.abs() <= near
-    dead = torch.zeros_like(small) if floor is None else a == floor   # not of float(a): float16's -.4 differs
+    # not of `wide`: -.4 in float16 is another number
+    dead = torch.zeros_like(small) if floor is None else a == floor
     (hook.stats if mod.training else hook.valid_stats).add(
         wide.mean(), wide.std(correction=int(n > 1)), _hist(wide, bins, *rng),
         (small | dead).sum()/n, dead.sum()/n)
-append_stats.begin = _begin_stats
+append_stats.begin = _begin_stats   # a new Hook calls it, so that `hook.stats` is there
 
 # %% ../nbs/06a_hooks.ipynb #24d62575
 def _stats_of(hook, valid):
     "The statistics of `hook`; ValueError if there are none yet"
     stats = getattr(hook, 'valid_stats' if valid else 'stats', None)
     if isinstance(stats, _Stats) and len(stats[0]): return stats
-    raise ValueError(f"got a hook without a {'validation' if valid else 'training'} batch: make it with "
-                     'append_stats, then run the model in that mode')
+    phase = 'validation' if valid else 'training'
+    raise ValueError(f'got a hook without a {phase} batch: make it with append_stats, '
+                     'then run the model in that mode')
 
 def get_hist(
     hook:Hook, # one with `append_stats`
@@ -250,9 +304,9 @@ def get_hist(
 
 def get_min(
     hook:Hook, # one with `append_stats`
-    dead:bool=False, # True: only what lies at the activation's floor, which `floor_of` tells
+    dead:bool=False, # True: only what lies at the activation's floor, see `floor_of`
     valid:bool=False, # the validation batches instead of the training batches
 )->torch.Tensor: # (batches,), from 0 to 1, float32 on the CPU
-    "The share of activations that are near zero or dead, by their values and not by the histogram's parts"
+    "The share of activations that are near zero or dead, by their values"
     stats = _stats_of(hook, valid)   # on the CPU now
     return torch.stack(stats.dead if dead else stats.near).float()
