@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 import weakref
 from functools import partial
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpo
                                CancelTrainException)
 from minifast.cnn import get_runner
 from minifast.core import ListContainer
-from minifast.hooks import Hook, Hooks, append_stats, children, first_tensor, get_hist, get_min, leaked_hooks
+from minifast.hooks import (Hook, Hooks, append_stats, children, first_tensor, floor_of, get_hist, get_min,
+                            leaked_hooks)
 from minifast.init import GeneralRelu
 from minifast.plot import plot_hists, plot_layers
 from minifast.sched import LR_Find
@@ -210,6 +212,9 @@ def test_an_error_says_that_it_was_in_a_hook():
     m = net()
     with pytest.raises(TypeError) as e, Hook(m[0], lambda mod, inp, outp: None): m(x())
     assert 'in hook <lambda> on Linear, called as f(hook, mod, inp, outp)' in str(e.value.__notes__)
+    for hook in (Hook, Hooks):
+        with pytest.raises(ZeroDivisionError) as e, hook(m, lambda *a: 1/0, called_as='watch(mod)'): m(x())
+        assert 'called as watch(mod)' in str(e.value.__notes__)
 
 def test_repr():
     m = net()
@@ -346,6 +351,42 @@ def test_the_first_layer_warns_nobody():   # warnings are errors here
     m = net()
     with Hooks(m, lambda h, mod, gi, go: gi, is_forward=False) as hooks: m(x()).sum().backward()
     assert hooks[0].stored == (None,) and hooks[1].stored[0].shape == (7, 5)
+
+def heard(m, xb):
+    "What a training step of `m` warns of"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        with Hooks(m, grad_of_out, is_forward=False): m(xb).sum().backward()
+        m(xb).sum().backward()
+        warnings.warn('another')
+    return [str(o.message) for o in caught]
+
+def grad_of_out(h, mod, gi, go): return go
+
+def test_the_filter_of_warnings_goes_with_the_hooks():
+    m, before = net(), list(warnings.filters)
+    hooks = Hooks(m, count, is_forward=False)
+    assert len(warnings.filters) == len(before) + 5
+    hooks[1:].remove()
+    m(x()).sum().backward()   # still silent
+    del hooks
+    assert list(warnings.filters) == before
+    with pytest.raises(ValueError), Hook(nn.ReLU(inplace=True), count, is_forward=False): pass
+    with Hook(m[0], count): assert list(warnings.filters) == before   # a forward hook needs none
+    assert list(warnings.filters) == before and heard(m, x()) == ['another']
+
+def test_others_are_warned_as_before():
+    m = net()
+    m[0].register_full_backward_hook(lambda *a: None)
+    said = heard(m, x())
+    assert [o[:28] for o in said] == ['Full backward hook is firing', 'another']   # when ours are gone
+
+def test_a_filter_that_somebody_took_away_is_no_fault():
+    m = net()
+    with warnings.catch_warnings(): h = Hook(m[0], count, is_forward=False)
+    before = list(warnings.filters)
+    h.remove()
+    assert leaked_hooks(m) == [] and list(warnings.filters) == before
 
 @pytest.mark.parametrize('hook', [Hook, Hooks])
 def test_the_in_place_trap_is_explained(hook):
@@ -764,7 +805,21 @@ def test_validation_is_read_with_valid():
     assert get_hist(h).shape == (40, 1) and get_hist(h, valid=True).shape == (40, 2)
 
 RECTIFIERS = dict(relu=nn.ReLU(), general=GeneralRelu(), shifted=GeneralRelu(sub=.4), cut=GeneralRelu(sub=.4, maxv=6.),
-                  plain_leak=GeneralRelu(leak=0, sub=.4), below=GeneralRelu(sub=.4, maxv=-1.))
+                  plain_leak=GeneralRelu(leak=0, sub=.4), below=GeneralRelu(sub=.4, maxv=-1.),
+                  hardtanh=nn.Hardtanh(-.1, 5.), relu6=nn.ReLU6())
+
+def test_floor_of():
+    assert [floor_of(o) for o in RECTIFIERS.values()] == [0, 0, -.4, -.4, -.4, -1, -.1, 0]
+    for act in (nn.LeakyReLU(), nn.PReLU(), nn.RReLU(), nn.ELU(), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(),
+                GeneralRelu(leak=.1, sub=.4)):
+        assert floor_of(act) is None and floor_of(nn.Sequential(nn.ReLU(), act)) is None
+    assert floor_of(nn.Sequential(nn.ELU(), nn.Sequential(nn.Linear(2, 2), nn.Hardtanh()))) == -1
+    assert floor_of(nn.Linear(2, 2)) == floor_of(nn.Sigmoid()) == 0
+
+def test_zeros_by_chance_are_no_death():
+    drop = nn.Dropout(.5)
+    with Hook(drop, append_stats) as h: drop(torch.ones(1000))
+    assert get_min(h, dead=True).tolist() == [0.] and get_min(h) > .3
 
 @pytest.mark.parametrize('act', RECTIFIERS.values(), ids=RECTIFIERS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])

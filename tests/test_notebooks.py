@@ -9,7 +9,6 @@ float32 to tell from zero is only that. In a table whose header ends in `seconds
 import base64
 import re
 import struct
-from pathlib import Path
 
 import nbformat
 import pytest
