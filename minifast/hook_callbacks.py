@@ -18,7 +18,7 @@ from .hooks import Hook, Hooks, children, first_tensor
 from .summary import model_sizes, model_summary, units
 from .telemetry import Telemetry
 
-_all_ = ['model_sizes', 'model_summary']   # of lesson 06ac; those who know fastai look for them here
+_all_ = ['model_sizes', 'model_summary']   # of lesson 06ac: fastai has them here
 
 # %% ../nbs/06b_hook_callbacks.ipynb #ee8eb914
 def _keep(hook, mod, inp, outp, detach, cpu):
@@ -31,7 +31,7 @@ def _keep(hook, mod, inp, outp, detach, cpu):
 
 def hook_output(
     module:nn.Module, # the module to watch
-    detach:bool=True, # False: what is stored keeps its graph, so that one can go backward from it
+    detach:bool=True, # False: it keeps its graph, so that one can go backward from it
     grad:bool=False, # True: store the gradients of the output instead, a tuple
     cpu:bool=False, # True: store on the CPU, at the price of a transfer for each call
 )->Hook: # for `with`; `stored` holds what came last, None before the first call
@@ -55,7 +55,8 @@ def _find(ms, model):
     elif isinstance(ms, nn.Module): ms = children(ms) or [ms]
     elif callable(ms): ms = ms(model)
     if len(ms := listify(ms)): return ms
-    raise ValueError('got no modules to watch: pass some, a function that finds them, or None for all')
+    raise ValueError(
+        'got no modules to watch: pass some, a function that finds them, or None for all')
 
 # %% ../nbs/06b_hook_callbacks.ipynb #13f6faaa
 class _AsFunction:
@@ -68,10 +69,10 @@ class _AsFunction:
 class HookCallback(Callback):
     "`begin_fit`: places `hook` on `modules`, as `self.hooks`; `after_fit`: takes the hooks away"
     _order = 30
-    is_forward = True   # False in a subclass: `hook` gets tuples of gradients, after the backward
+    is_forward = True   # False in a subclass: `hook` gets gradients, after the backward
     def __init__(self,
-        modules:object=None, # modules, a model for its children, or a function that finds them
-        do_remove:bool=True, # False: they stay until `remove()`, the next fit, or the callback's end
+        modules:object=None, # modules, a model for its children, or what finds them
+        do_remove:bool=True, # False: they stay until `remove()` or the next fit
     ):
         self.modules,self.do_remove = modules,do_remove
         self.hooks = None    # of the last fit
@@ -89,8 +90,9 @@ class HookCallback(Callback):
         inp:tuple, # what went in
         outp:object, # what came out
     ):
-        "For a subclass to define; what it returns is kept as `stored` in the module's Hook"
-        raise NotImplementedError(f'{type(self).__name__} needs a method hook(self, m, inp, outp)')
+        "For a subclass to define; what it returns is kept as `stored` in the Hook"
+        raise NotImplementedError(
+            f'{type(self).__name__} needs a method hook(self, m, inp, outp)')
     def remove(self):
         "Take the hooks away; what they have stored can still be read in `self.hooks`"
         if self.hooks is not None: self.hooks.remove()
@@ -102,7 +104,7 @@ _NO_FLOOR = (nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.modules.dropout._Dropo
 def floor_of(   # stands in for that of `hooks`, which takes its place
     m:nn.Module, # a layer, or a block, in which the last module counts
 )->float: # None where no value means that: with a leak, an ELU or dropout
-    "The least that `m` can give, at which a unit is dead: `floor` or `min_val` of its last module, else 0"
+    "The least that `m` can give: `floor` or `min_val` of its last module, else 0"
     last = list(m.modules())[-1]
     if isinstance(last, _NO_FLOOR): return None
     return getattr(last, 'floor', getattr(last, 'min_val', 0.))
@@ -115,35 +117,36 @@ class ActivationStats(HookCallback):
         bins:int=40, # of the histograms, 4 to 256
         rng:tuple=None, # (low,high) of the histograms; None follows the values
         hists:bool=True, # keep histograms?
-        near:float=.01, # |a| below this is near zero; None counts neither these nor the dead: faster
+        near:float=.01, # |a| below this is near zero; None: no shares, not of the dead either
         every:int=1, # note every so many batches
-        keep:int=None, # batches at most: when full, every second goes and `every` doubles
+        keep:int=None, # batches at most: when full, each second goes, `every` doubles
         valid:bool=False, # note validation too, apart, in `valid`?
         grads:bool=False, # note the gradients of the outputs too, in `grads`?
         do_remove:bool=True, # as for `HookCallback`
     ):
         super().__init__(modules, do_remove)
-        self.near,self.settings = near,dict(bins=bins, rng=rng, hists=hists, every=every, keep=keep)
-        Telemetry([], near=near, **self.settings)   # what is wrong is said now
-        self.wants_valid,self.wants_grads = valid,grads
-        self.outputs = self.valid = self.grads = None   # each a Telemetry, from the first fit on
+        self.near,self.wants_valid,self.wants_grads = near,valid,grads
+        self.settings = dict(bins=bins, rng=rng, hists=hists, every=every, keep=keep)
+        Telemetry([], near=near, **self.settings)       # what is wrong is said now
+        self.outputs = self.valid = self.grads = None   # from the first fit on each a Telemetry
     def begin_fit(self):
         super().begin_fit()
         self.at = {m: i for i,m in enumerate(self.watched)}
         names = list(self.watched.values())
         floors = None if self.near is None else [floor_of(m) for m in self.at]
-        def new(): return Telemetry(names, near=self.near, floors=floors, **self.settings)
-        self.outputs = new()
-        self.valid = new() if self.wants_valid else None
-        self.grads = Telemetry(names, near=None, **self.settings) if self.wants_grads else None
+        def new(near, **kw): return Telemetry(names, near=near, **kw, **self.settings)
+        self.outputs = new(self.near, floors=floors)
+        self.valid = new(self.near, floors=floors) if self.wants_valid else None
+        self.grads = new(None) if self.wants_grads else None
     def hook(self, m, inp, outp):
-        "Note the first tensor of what `m` gave, and see to it that its gradient will be noted"
+        "Note the first tensor that `m` gave, and see to it that its gradient will be noted"
         t = self.outputs if self.run.in_train else self.valid
         x = first_tensor(outp)
         if t is None or x is None or not x.is_floating_point(): return
         t.add(self.at[m], x)
-        if self.grads is None or t is self.valid or not (x.requires_grad and t.recording): return
-        x.register_hook(partial(self.grads.add, self.at[m]))
+        wanted = self.grads is not None and t is self.outputs
+        if wanted and x.requires_grad and t.recording:
+            x.register_hook(partial(self.grads.add, self.at[m]))
     def after_batch(self):
         for t in (self.outputs, self.grads) if self.run.in_train else (self.valid,):
             if t is not None: t.step()
@@ -159,9 +162,11 @@ class ActivationStats(HookCallback):
         "What was noted; a ValueError if nothing was"
         t = getattr(self, of)
         if t is not None: return t
-        raise ValueError(f'ActivationStats has no {of} to read: ' + (
-            'call run.fit(epochs, learn) first' if self.outputs is None else f'make it with {of}=True'))
-    stats         = property(lambda self: self.record().stats)   # these are of the Telemetry `outputs`
+        todo = f'make it with {of}=True'
+        if self.outputs is None: todo = 'call run.fit(epochs, learn) first'
+        raise ValueError(f'ActivationStats has no {of} to read: {todo}')
+    # what follows is of `outputs`
+    stats         = property(lambda self: self.record().stats)
     hists         = property(lambda self: self.record().hists)
     ranges        = property(lambda self: self.record().ranges)
     iters         = property(lambda self: self.record().iters)

@@ -17,21 +17,22 @@ import torch
 # %% ../nbs/06aa_telemetry.ipynb #01130141
 def moments(
     x:torch.Tensor, # float32 or float64, one-dimensional, one number at least
-)->tuple: # mean, a 0-d tensor; sum of squared deviations, a float or, from a GPU, a 0-d tensor
-    "What `x.mean()` and `x.std()` are made of, at least as exact, without waiting for a GPU"
-    if x.is_cpu:   # dot products of short pieces hardly round, and Python adds in float64
+)->tuple: # mean and sum of squared deviations: 0-d tensors, but from a CPU the sum is a float
+    "What `x.mean()` and `x.std()` are made of, as exact or more, with no wait for a GPU"
+    if x.is_cpu:   # short dot products hardly round, and Python adds in float64
         m,n = x.mean(),len(x)
         squares = sum(torch.dot(o, o).item() for o in x.split(2**17))
         m2 = squares - n*m.item()**2
         if m2 > squares/8 > n*1e-30: return m,m2
     d = x if x.device.type == 'mps' else x.double()   # MPS has no float64
     m = d.mean()
-    return m,(d - m).square_().sum()   # the two-pass formula of Chan, Golub, LeVeque (1983)
+    return m,(d - m).square_().sum()   # two passes: Chan, Golub, LeVeque (1983)
 
 # %% ../nbs/06aa_telemetry.ipynb #9e116f78
 def _count_pairs(y, h, bins):
-    "The counts of `y` by truncation, in pairs of one from the first `h` and one from the next `h`"
-    codes = y.view(torch.int32 if y.dtype == torch.float32 else torch.int64).copy_(y)   # in place
+    "The counts of `y`, cut to whole numbers, in pairs from the first and the next `h`"
+    whole = torch.int32 if y.dtype == torch.float32 else torch.int64
+    codes = y.view(whole).copy_(y)   # in place
     pairs = torch.add(codes[h:2*h], codes[:h], alpha=bins, out=codes[:h])
     table = torch.bincount(pairs, minlength=bins*bins).view(bins, bins)
     counts = table.sum(0) + table.sum(1)
@@ -39,37 +40,38 @@ def _count_pairs(y, h, bins):
     return counts
 
 def bin_counts(
-    y:torch.Tensor, # float32 or float64 without nan, (n,) and contiguous; it is overwritten
+    y:torch.Tensor, # (n,) float32 or float64 without nan, contiguous; is overwritten
     bins:int, # how many, 256 at most
     inside:bool=False, # is it known that all of `y` is at least 0 and less than `bins`?
 )->torch.Tensor: # (bins,) int64, whose sum is the length of `y`
-    "How many of `y` lie in [0,1), [1,2) … [`bins`-1,`bins`); the end bins count what lies beyond"
+    "How many of `y` lie in [0,1) … [`bins`-1,`bins`); the end bins count what is beyond"
     if not inside: y.clamp_(0, bins-1)
     if y.is_cpu: return _count_pairs(y, len(y)//2, bins)
     return sum((o.floor_() + .5).histc(bins, 0, bins).long() for o in y.split(2**24))
 
 # %% ../nbs/06aa_telemetry.ipynb #01ff5844
 def _fit_bins(lo, hi, bins):
-    "k and number of the first bin, of a grid of bins 2**k wide of which `bins` hold `lo` to `hi`"
+    "k and the first bin's number: `bins` bins, 2**k wide, hold `lo` to `hi`"
     lib,larger = (math,max) if isinstance(lo, float) else (torch,torch.maximum)
-    half = larger(hi/2 - lo/2, larger(-lo, hi)*(bins-2)*2**-23)   # no finer than float32 can tell
+    half = larger(hi/2 - lo/2, larger(-lo, hi)*(bins-2)*2**-23)   # as fine as float32
     k = lib.ceil(lib.log2(half/(bins-2)*2.00002 + 2**-99))
     return k,lib.floor(lo*2.**-k)
 
 def _merge_bins(k, start, counts):
-    "For each of `counts` (rows,bins) its bin on a grid that holds all rows, and that grid's range"
+    "For each of `counts` (rows,bins) its bin on a grid for all, and that grid's range"
     n,used,top = counts.shape[1],counts > 0,k.max()
-    if top <= -99: top = top - top - 2                         # nothing but zeros: 0 to 10, say
-    low = (start[:,None] + torch.arange(n))*2.**k[:,None]      # lower edges, exact
+    if top <= -99: top = top - top - 2                      # only zeros: 0 to 10, say
+    low = (start[:,None] + torch.arange(n))*2.**k[:,None]   # lower edges, exact
     high = low + 2.**k[:,None]
     ends = torch.cat([low[used], high[used]]) if used.any() else low.new_zeros(1)
     while (ends.max()/2**top).ceil() - (ends.min()/2**top).floor() > n: top = top + 1
     first,w = (ends.min()/2**top).floor(),2**top
-    return (low/w).floor().sub(first).clamp(0, n-1).long(), torch.stack([first, first + n])*w
+    bins = (low/w).floor().sub(first).clamp(0, n-1).long()
+    return bins,torch.stack([first, first + n])*w
 
 # %% ../nbs/06aa_telemetry.ipynb #8d82b1ff
 def _finite(x, m2):
-    "`x` with 0 in place of nan and inf, and how many those are: the int 0 where a CPU sees none"
+    "`x` with 0 for nan and inf, and how many those are: the int 0 if a CPU sees none"
     if x.is_cpu and math.isfinite(m2): return x,0
     ok = x.isfinite()
     return torch.where(ok, x, 0.), x.numel() - ok.sum()
@@ -85,7 +87,8 @@ def _histogram(f, m2, room, bins, rng):
         k,factor = 0,bins/(rng[1] - rng[0])
         start = rng[0]*factor
     y = torch.mul(f, factor, out=room)
-    if torch.is_tensor(start) or start != 0: (y.floor_() if rng is None else y).sub_(start)
+    if torch.is_tensor(start) or start != 0:
+        (y.floor_() if rng is None else y).sub_(start)
     counts = bin_counts(y, bins, inside=f.is_cpu and rng is None)
     if torch.is_tensor(bad):   # the zeros in their place don't count
         at = room.new_zeros(1).sub(start).floor().clamp(0, bins-1).long()
@@ -94,15 +97,15 @@ def _histogram(f, m2, room, bins, rng):
 
 # %% ../nbs/06aa_telemetry.ipynb #3aac3973
 class Row(NamedTuple):
-    "What is kept of one tensor. From a CPU some fields are numbers; from a GPU all but `n` are tensors"
+    "What is kept of one tensor; from a GPU all fields but `n` are tensors"
     n:int                # how many values
     mean:torch.Tensor    # of all of them
-    root:float           # of the sum of squared deviations: float32 can hold it, but not the sum
+    root:float           # of the sum of squared deviations, which float32 might not hold
     k:float              # the bins are 2**k wide
     start:float          # the number of the first bin
     bad:int              # how many are nan or inf; these are in no bin
     counts:torch.Tensor  # (bins,)
-    hits:torch.Tensor    # (2,channels) how many are at the floor and near zero; None: nobody asked
+    hits:torch.Tensor    # (2,channels) how many are at the floor, near zero; or None
 
 _NUMBERS = 'mean', 'root', 'k', 'start', 'bad'
 
@@ -115,14 +118,16 @@ class Meter:
         near:float=.01, # |a| below this is near zero; None doesn't count
     ):
         self.bins,self.rng,self.near = bins,rng,near
-        self._rooms = {}   # (device,dtype) -> floats to work in: fresh memory costs more than the sums
+        # (device,dtype) -> floats to work in, since fresh memory costs more than the sums
+        self._rooms = {}
     def __call__(self,
         x:torch.Tensor, # floats of any shape; dimension 1 holds the channels
-        floor:float=0., # the least value that the activation can give; None doesn't count
+        floor:float=0., # the least that the activation can give; None doesn't count
     )->Row: # on the device of `x`
         "Measure `x`"
         x = x.detach().contiguous() if x.dim() > 1 else x.detach().reshape(-1, 1)
-        f = x.view(-1) if x.dtype in (torch.float32, torch.float64) else x.view(-1).float()
+        f = x.view(-1)
+        if f.dtype not in (torch.float32, torch.float64): f = f.float()
         room = self._room(f)
         mean,m2 = moments(f)
         k,start,bad,counts = _histogram(f, m2, room, self.bins, self.rng)
@@ -140,12 +145,14 @@ class Meter:
         if floor is None and self.near is None: return None
         def count(test, o, v):
             if v is None: return room.new_zeros(x.shape[1])
-            return test(o, v, out=room).view(len(x), -1).sum(0).view(x.shape[1], -1).sum(1)
+            hit = test(o, v, out=room).view(len(x), -1)
+            return hit.sum(0).view(x.shape[1], -1).sum(1)
         dead = count(torch.eq, x.view(-1), floor)
         if not positive and self.near is not None: f = torch.abs(f, out=room)
         return torch.stack([dead, count(torch.lt, f, self.near)])
     def __getstate__(self): return {**vars(self), '_rooms':{}}
-    def __repr__(self): return f'Meter(bins={self.bins}, rng={self.rng}, near={self.near})'
+    def __repr__(self):
+        return f'Meter(bins={self.bins}, rng={self.rng}, near={self.near})'
 
 # %% ../nbs/06aa_telemetry.ipynb #92fa0980
 class _Packed(NamedTuple):
@@ -187,17 +194,18 @@ class _Channels(NamedTuple):
 
 # %% ../nbs/06aa_telemetry.ipynb #5fb1ebec
 class Log:
-    "Rows in order: those that wait on their device and those fetched, of at most `keep` batches"
+    "Rows in order: those that wait on their device, and those fetched"
     def __init__(self,
         bins:int=40, # of the rows' histograms
         every:int=1, # note every so many batches
-        keep:int=None, # batches at most: when full, drop every second and double `every`; None keeps all
+        keep:int=None, # batches at most: when full, each second goes, `every` doubles
     ):
         self.every,self.keep,self.bins = every,keep,bins
         self.it = 0   # the batch at hand
         self.waiting = []
+        whole = [(k, 'i8') for k in ('layer', 'it')]
         real = [(k, 'f8') for k in ('n', *_NUMBERS, 'dead', 'near')]
-        self.rows = np.zeros(0, [('layer', 'i8'), ('it', 'i8'), *real, ('counts', 'i8', (bins,))])
+        self.rows = np.zeros(0, [*whole, *real, ('counts', 'i8', (bins,))])
         self.channels = {}   # (layer, how many channels) -> Channels, of the epoch
         self._ended = False
     @property
@@ -207,7 +215,8 @@ class Log:
         row:Row, # of one tensor that it gave
     ):
         "Note `row` for the batch at hand"
-        self.waiting.append(_Waiting(layer, self.it, row if row.mean.is_cpu else _pack(row)))
+        if not row.mean.is_cpu: row = _pack(row)
+        self.waiting.append(_Waiting(layer, self.it, row))
     def step(self):
         "The batch is over"
         self.it += 1
@@ -219,8 +228,9 @@ class Log:
     def fetch(self):
         "Bring what waits on a device to the CPU, in one transfer"
         if not self.waiting: return
-        come = iter(_unpack([o.row for o in self.waiting if isinstance(o.row, _Packed)], self.bins))
-        rows = [next(come) if isinstance(o.row, _Packed) else o.row for o in self.waiting]
+        rows = [o.row for o in self.waiting]
+        come = iter(_unpack([o for o in rows if isinstance(o, _Packed)], self.bins))
+        rows = [next(come) if isinstance(o, _Packed) else o for o in rows]
         new = np.zeros(len(rows), self.rows.dtype)
         for k in ('layer', 'it'): new[k] = [getattr(o, k) for o in self.waiting]
         for k in ('n', *_NUMBERS): new[k] = [float(getattr(o, k)) for o in rows]
@@ -228,25 +238,27 @@ class Log:
         self._add_hits(new, rows)
         self.rows,self.waiting = np.concatenate([self.rows, new]),[]
     def _add_hits(self, new, rows):
-        "Sums over the channels go to `new`, those of each channel are added up for the epoch"
+        "All channels' hits go to `new`; those of each are added up for the epoch"
         if self._ended: self.channels,self._ended = {},False
         groups = {}
         for j,o in enumerate(rows):
             if o.hits is None: continue
             groups.setdefault((int(new['layer'][j]), o.hits.shape[1]), []).append(j)
         for key,at in groups.items():
-            hits = torch.stack([rows[j].hits for j in at]).double()   # (rows,2,channels)
+            hits = torch.stack([rows[j].hits for j in at]).double()   # (n,2,channels)
             new['dead'][at],new['near'][at] = hits.sum(2).T.numpy()
-            was,(dead,near) = self.channels.get(key, _Channels(0, 0, 0)),hits.sum(0)
-            n = was.n + sum(rows[j].n for j in at)/key[1]
-            self.channels[key] = _Channels(was.dead + dead, was.near + near, n)
+            dead,near = hits.sum(0)
+            n = sum(rows[j].n for j in at)/hits.shape[2]
+            was = self.channels.get(key, _Channels(0, 0, 0))
+            self.channels[key] = _Channels(was.dead + dead, was.near + near, was.n + n)
     def end(self):
         "The epoch is over: fetch, and let the next batch begin new counts of channels"
         self.fetch()
         self._ended = True
     def __getstate__(self):
         return {**vars(self), 'waiting':[*self.waiting], 'channels':{**self.channels}}
-    def __repr__(self): return f'Log({len(self.rows)} rows, {len(self.waiting)} waiting)'
+    def __repr__(self):
+        return f'Log({len(self.rows)} rows, {len(self.waiting)} waiting)'
 
 # %% ../nbs/06aa_telemetry.ipynb #098a22d9
 def _once(f):
@@ -255,15 +267,16 @@ def _once(f):
 
 # %% ../nbs/06aa_telemetry.ipynb #ed63a1ef
 class Reading:
-    "Tables of what a `Log` holds now, each made once: plain CPU tensors, nan where a layer wasn't called"
+    "Tables of what a `Log` holds now, each made once; nan where a layer wasn't called"
     def __init__(self,
         names:list, # a text for each layer
         log:Log, # what waits in it isn't read
-        rng:tuple=None, # (low,high) of all histograms; None where each row has a grid of its own
+        rng:tuple=None, # (low,high) of all histograms; None if each row has its own grid
     ):
         self.names,self.rows,self.rng,self.bins = names,log.rows,rng,log.bins
         self.channels = {layer: o for (layer,_),o in log.channels.items()}
-        self.iters,self._col = self._column('it').unique(return_inverse=True)   # (batches,) which
+        # the batches, and the place of each row's one among them
+        self.iters,self._col = self._column('it').unique(return_inverse=True)
         self._shape = len(names),len(self.iters)
         self._at = self._column('layer')*len(self.iters) + self._col   # in a flat table
         self._n = self._sum(self._column('n'))
@@ -278,7 +291,8 @@ class Reading:
         "(2,layers,batches) Mean and standard deviation (by n-1) of all values"
         n,m = self._column('n'),self._column('mean')
         mean = self._sum(n*m)/self._n
-        m2 = self._sum(self._column('root')**2 + n*(m - mean[self._at])**2)   # Chan et al. 1983
+        between = n*(m - mean[self._at])**2
+        m2 = self._sum(self._column('root')**2 + between)   # Chan et al. 1983
         sd = (m2/(self._n - 1)).where(self._n > 0, math.nan).sqrt()
         return torch.stack([self._table(mean), self._table(sd)])
     @_once
@@ -295,15 +309,14 @@ class Reading:
         return self._table(self._sum(self._column('bad')))
     @_once
     def hists_and_ranges(self):
-        "(layers,bins,batches) Counts, and (layers,2) lowest and highest edge of each layer's bins"
+        "(layers,bins,batches) Counts, and (layers,2) the lowest and highest edge"
         (layers,batches),layer = self._shape,self._column('layer')
         hists = torch.zeros(layers, self.bins, batches, dtype=torch.long)
         ranges = torch.zeros(layers, 2, dtype=torch.float64)
         for i in layer.unique().tolist() if self.bins else []:
             own = layer == i
-            counts = self._column('counts')[own]
-            if self.rng is None:
-                bins,ranges[i] = _merge_bins(self._column('k')[own], self._column('start')[own], counts)
+            k,start,counts = (self._column(o)[own] for o in ('k', 'start', 'counts'))
+            if self.rng is None: bins,ranges[i] = _merge_bins(k, start, counts)
             else: bins,ranges[i] = torch.arange(self.bins)[None],torch.tensor(self.rng)
             hists[i].index_put_((bins, self._col[own,None]), counts, accumulate=True)
         return hists,ranges
@@ -322,34 +335,37 @@ class Reading:
     def _shares(self, f):
         seen = [self.channels.get(i) for i in range(len(self.names))]
         return [f(o).float() if o else torch.zeros(0) for o in seen]
-    def __repr__(self): return f'Reading({len(self.names)} layers, {len(self.iters)} batches)'
+    def __repr__(self):
+        return f'Reading({len(self.names)} layers, {len(self.iters)} batches)'
 
 # %% ../nbs/06aa_telemetry.ipynb #f259f379
 def _check_settings(n, floors, bins, rng, every, keep):
     "A ValueError for what `Telemetry` can't work with"
     lo,hi = rng or (0,1)
-    for wrong,ok in [
-        (f'{floors} floors for {n} layers: give one for each', floors == n),
-        (f'bins={bins}: give 4 to 256, or hists=False for none', 4 <= bins <= 256),
-        (f'rng={rng}: give (low,high) with low < high, or None to fit the values', lo < hi),
-        (f'every={every}, keep={keep}: give at least 1 and 2', every > 0 and (keep is None or keep > 1))]:
-        if not ok: raise ValueError(f'got {wrong}')
+    if floors != n: raise ValueError(f'got {floors} floors for {n} layers: give one for each')
+    if not 4 <= bins <= 256: raise ValueError(
+        f'got bins={bins}: give 4 to 256, or hists=False for none')
+    if not lo < hi: raise ValueError(
+        f'got rng={rng}: give (low,high) with low < high, or None to fit the values')
+    if every < 1 or keep is not None and keep < 2: raise ValueError(
+        f'got every={every}, keep={keep}: give at least 1 and 2')
 
 class Telemetry:
-    "Mean, spread, histogram and the shares of dead and near-zero values, of every layer at every batch"
+    "Means, spreads, histograms, shares dead and near zero: of each layer, at each batch"
     def __init__(self,
         names:list, # a text for each layer
         bins:int=40, # of a histogram, 4 to 256
-        rng:tuple=None, # (low,high) of the histograms; None fits each batch, and merges what differs
+        rng:tuple=None, # (low,high) of the histograms; None fits each batch, and merges
         hists:bool=True, # keep histograms?
         near:float=.01, # |a| below this is near zero; None doesn't count
-        floors:object=0., # the activation's least value, None where it has none; or a list: one a layer
+        floors:object=0., # the activation's least value or None; or a list: one a layer
         every:int=1, # note every so many batches
-        keep:int=None, # batches at most: when full, drop every second and double `every`; None keeps all
+        keep:int=None, # batches at most: when full, each second goes, `every` doubles
     ):
         self.names = [str(o) for o in names]
-        self.floors = [*floors] if isinstance(floors, (list, tuple)) else [floors]*len(self.names)
-        _check_settings(len(self.names), len(self.floors), bins, rng, every, keep)
+        n = len(self.names)
+        self.floors = [*floors] if isinstance(floors, (list, tuple)) else [floors]*n
+        _check_settings(n, len(self.floors), bins, rng, every, keep)
         self.bins,self.rng,self.near = bins if hists else 0,rng,near
         self.meter = Meter(self.bins, rng, near)
         self.keep,self._every = keep,every
@@ -363,7 +379,7 @@ class Telemetry:
         i:int, # which layer
         x:torch.Tensor, # its output or a gradient: floats of any shape, not detached
     ):
-        "Note `x` for layer `i` and the batch at hand; calls of a shared module in one batch are merged"
+        "Note `x` for layer `i` and the batch at hand; several calls in a batch are merged"
         if not (self.log.recording and x.numel()): return
         if x.requires_grad: self.asked.add(i)
         self.log.add(i, self.meter(x, self.floors[i]))
@@ -378,24 +394,26 @@ class Telemetry:
         self.log.fetch()
     @property
     def reading(self):
-        "All that has been noted so far, as tables; the same Reading until there is more to read"
+        "What has been noted so far, as tables; the same Reading until there is more"
         self.fetch()
         if self._reading is None or self._reading.rows is not self.log.rows:
             self._reading = Reading(self.names, self.log, self.rng)
         return self._reading
-    it        = property(lambda self: self.log.it, doc='The batch at hand')
-    every     = property(lambda self: self.log.every, doc='Every so many batches are noted')
-    recording = property(lambda self: self.log.recording, doc='Is this batch noted?')
-    iters     = property(lambda self: self.reading.iters, doc='(batches,) Which')
-    stats     = property(lambda self: self.reading.stats, doc='(2,layers,batches) Mean and standard deviation')
-    hists     = property(lambda self: self.reading.hists, doc='(layers,bins,batches) Counts')
-    ranges    = property(lambda self: self.reading.ranges, doc='(layers,2) Lowest and highest edge')
-    dead      = property(lambda self: self.reading.dead, doc='(layers,batches) Share at the floor')
-    near_zero = property(lambda self: self.reading.near_zero, doc='(layers,batches) Share near zero')
-    nonfinite = property(lambda self: self.reading.nonfinite, doc='(layers,batches) How many nan or inf')
-    dead_channels = property(lambda self: self.reading.dead_channels, doc='(channels,) for each layer')
-    near_channels = property(lambda self: self.reading.near_channels, doc='(channels,) for each layer')
+    it        = property(lambda self: self.log.it)         # the batch at hand
+    every     = property(lambda self: self.log.every)      # every so many are noted
+    recording = property(lambda self: self.log.recording)  # is this one noted?
+    iters     = property(lambda self: self.reading.iters)  # these are as in a Reading
+    stats     = property(lambda self: self.reading.stats)
+    hists     = property(lambda self: self.reading.hists)
+    ranges    = property(lambda self: self.reading.ranges)
+    dead      = property(lambda self: self.reading.dead)
+    near_zero = property(lambda self: self.reading.near_zero)
+    nonfinite = property(lambda self: self.reading.nonfinite)
+    dead_channels = property(lambda self: self.reading.dead_channels)
+    near_channels = property(lambda self: self.reading.near_channels)
     def __getstate__(self):
         self.fetch()
-        return {**vars(self), 'log':copy.copy(self.log), 'asked':{*self.asked}, '_reading':None}
-    def __repr__(self): return f'Telemetry({len(self.names)} layers, {len(self.iters)} batches)'
+        own = dict(log=copy.copy(self.log), asked={*self.asked}, _reading=None)
+        return {**vars(self), **own}
+    def __repr__(self):
+        return f'Telemetry({len(self.names)} layers, {len(self.iters)} batches)'
