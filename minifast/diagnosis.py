@@ -89,8 +89,9 @@ class Finding:
     because:str
     @property
     def lesson(self):
-        "The lessons that mend it"
-        return _ILLS[self.illness][1]
+        "The lessons that mend it; what set in while training is first of all a matter of the rate"
+        rate = '05c anneal (a lower rate), ' if self.illness == 'vanishing' and self.since else ''
+        return rate + _ILLS[self.illness][1]
 
 # %% ../nbs/06ab_diagnosis.ipynb #76181d40
 class Diagnosis(ListContainer):
@@ -103,18 +104,18 @@ class Diagnosis(ListContainer):
         self.seen = seen
     def __repr__(self):
         if not len(self): return f'{self.seen}: no layer looks ill'
-        rows = [('layer', 'name', 'looks', 'since', 'because'),
-                *((o.layer, o.name[:16], o.illness, o.since, o.because) for o in self)]
-        table = [f'{i:>5}  {name:<16}  {ill:<11}  {since:>5}  {why}' for i,name,ill,since,why in rows]
-        return '\n'.join([*table, *self._words()])
+        row = '{:>5}  {:<16}  {:<11}  {:>5}  {}'.format
+        head = row('layer', 'name', 'looks', 'since', 'because')
+        rows = [row(o.layer, o.name[:16], o.illness, o.since, o.because) for o in self]
+        return '\n'.join([head, *rows, *self._words()])
     def _words(self):
-        for ill,(why,lessons) in _ILLS.items():
+        for ill,(why,_) in _ILLS.items():
             own = [o for o in self if o.illness == ill]
             own.sort(key=lambda o: (o.since, o.layer))
             if not own: continue
             o,also = own[0],f', and {len(own)-1} more' if len(own) > 1 else ''
             since = f'{ill} from iteration {o.since} on'
-            yield f'\nLayer {o.layer} ({o.name}){also}: {since}; {why}. See {lessons}.'
+            yield f'\nLayer {o.layer} ({o.name}){also}: {since}; {why}. See {o.lesson}.'
 
 # %% ../nbs/06ab_diagnosis.ipynb #a40a7a5f
 def _ends(h):
