@@ -8,6 +8,7 @@ __all__ = ['plot_telemetry', 'Finding', 'Diagnosis', 'diagnose']
 # %% ../nbs/06ab_diagnosis.ipynb #7fcec408
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,10 +17,10 @@ from .plot import get_grid, layer_colors, plot_hists, plot_layers
 from .telemetry import Telemetry
 
 # %% ../nbs/06ab_diagnosis.ipynb #a99aa89d
-def _lines(ax, t, ys, ylabel):
-    "A line for each layer of `t`, on a log axis where they are orders of magnitude apart"
+def _lines(ax, iters, ys, ylabel):
+    "A line for each layer, on a log axis where they are orders of magnitude apart"
     ax.set_prop_cycle(color=layer_colors(len(ys)))
-    ax.plot(t.iters, ys.T)
+    ax.plot(iters, ys.T)
     ax.set(xlabel='iteration', ylabel=ylabel)
     some = ys[ys.isfinite()]
     if len(some) and some.min() > 0 and some.max() > 100*some.min(): ax.set_yscale('log')
@@ -33,29 +34,35 @@ def _heat_map(ax, h, rng, title, every):
 def _pick(hists, n=4):
     "About `n` layers that have histograms, evenly spread"
     full = hists.sum((1,2)).nonzero().flatten().tolist()
-    return sorted({full[round(o)] for o in torch.linspace(0, len(full)-1, n).tolist()}) if full else []
+    if not full: return []
+    return sorted({full[round(o)] for o in torch.linspace(0, len(full)-1, n).tolist()})
 
 # %% ../nbs/06ab_diagnosis.ipynb #7aeb5dd5
 def plot_telemetry(
     t:Telemetry, # of a batch or more
     title:str='', # the finding, in a few words
     layers:list=None, # whose histograms to draw; None takes four, evenly spread
-)->object: # an array of axes: mean, standard deviation, at the floor, near zero, then histograms
-    "Means, standard deviations, shares at the floor and near zero of every layer, and histograms of some"
-    if not len(t.iters): raise ValueError(f'got {t}, so there is nothing to draw: train with it first')
-    (mean,std),hists,ranges = t.stats,t.hists,t.ranges.tolist()
+)->object: # an array of axes: mean, standard deviation, dead, near zero, histograms
+    "Means, standard deviations, dead and near-zero shares, and histograms of some layers"
+    r = t.reading
+    if not len(r.iters): raise ValueError(
+        f'got {t}, so there is nothing to draw: train with it first')
     names = [f'{i} {o}' for i,o in enumerate(t.names)]
-    layers = _pick(hists) if layers is None else layers
-    if none := [i for i in layers if not hists[i].any()]:
-        raise ValueError(f'got layers={layers}, but {none} have no histogram: give layers that were called')
+    layers = _pick(r.hists) if layers is None else layers
+    if none := [i for i in layers if not r.hists[i].any()]: raise ValueError(
+        f'got layers={layers}, but {none} have no histogram: give layers that were called')
     rows = 1 + math.ceil(len(layers)/4)
-    axs = get_grid(4 + len(layers), rows, 4, figsize=(12, 2.6*rows), title=title or None)[1]
-    for ax,ys,label in zip(axs, [mean, std, t.dead], ['mean', 'standard deviation', 'share at the floor']):
-        _lines(ax, t, ys, label)
-    near = f'share within ±{t.near or 0:g}'
-    plot_layers(t.near_zero, axs[3], [o[:12] for o in names], ylabel=near, every=t.every)
+    size = 12,2.6*rows
+    axs = get_grid(4 + len(layers), rows, 4, figsize=size, title=title or None)[1]
+    _lines(axs[0], r.iters, r.stats[0], 'mean')
+    _lines(axs[1], r.iters, r.stats[1], 'standard deviation')
+    _lines(axs[2], r.iters, r.dead, 'share at the floor')
+    plot_layers(r.near_zero, axs[3], [o[:12] for o in names], every=t.every,
+                ylabel=f'share within ±{t.near or 0:g}')
     for ax in axs[2:4]: ax.set_ylim(-.02, 1.02)
-    for ax,i in zip(axs[4:], layers): _heat_map(ax, hists[i], ranges[i], names[i], t.every)
+    ranges = r.ranges.tolist()
+    for ax,i in zip(axs[4:], layers):
+        _heat_map(ax, r.hists[i], ranges[i], names[i], t.every)
     return axs
 
 # %% ../nbs/06ab_diagnosis.ipynb #6d059f99
@@ -64,90 +71,116 @@ _ILLS = {   # what it means, and the lessons that mend it
                   '05c anneal (a lower rate), 06c init, 07 batch norm'),
     'dead': ('a unit at its floor gets no gradient, so it stays there',
              '06c init, 05c anneal (a lower rate)'),
-    'saturated': ('at the flat ends of an activation hardly any gradient passes', '06c init, 07 batch norm'),
-    'vanishing': ('what is so small hardly reaches the layers beyond', '06c init, 07a LSUV, 07 batch norm'),
-    'no gradient': ('it learns nothing: look for a detach, or for dead layers after it', '06a hooks')}
+    'saturated': ('at the flat ends of an activation hardly any gradient passes',
+                  '06c init, 07 batch norm'),
+    'vanishing': ('what is so small hardly reaches the layers beyond',
+                  '06c init, 07a LSUV, 07 batch norm'),
+    'no gradient': ('it learns nothing: look for a detach, or for dead layers after it',
+                    '06a hooks')}
 
 @dataclass
 class Finding:
-    "A layer that looks ill: in what way, since which iteration, and the number that shows it"
+    "A layer that looks ill: how, since which iteration, and the number that shows it"
     layer:int
     name:str
     illness:str
     since:int
     value:float
     because:str
-    lesson = property(lambda self: _ILLS[self.illness][1], doc='The lessons that mend it')
+    @property
+    def lesson(self):
+        "The lessons that mend it; what set in while training is first of all a matter of the rate"
+        rate = '05c anneal (a lower rate), ' if self.illness == 'vanishing' and self.since else ''
+        return rate + _ILLS[self.illness][1]
 
 # %% ../nbs/06ab_diagnosis.ipynb #76181d40
 class Diagnosis(ListContainer):
-    "Findings, at most one a layer, that print as a table and in words; empty, hence false, where all is well"
+    "Findings, one a layer at most, that print as a table and in words; empty if all is well"
     def __init__(self,
         items:list, # Findings
         seen:str='', # what was looked at
-    ): super().__init__(items); self.seen = seen
-
+    ):
+        super().__init__(items)
+        self.seen = seen
     def __repr__(self):
         if not len(self): return f'{self.seen}: no layer looks ill'
-        rows = [f'{o.layer:>5}  {o.name[:16]:<16}  {o.illness:<11}  {o.since:>5}  {o.because}' for o in self]
-        head = f"{'layer':>5}  {'name':<16}  {'looks':<11}  since  because"
+        row = '{:>5}  {:<16}  {:<11}  {:>5}  {}'.format
+        head = row('layer', 'name', 'looks', 'since', 'because')
+        rows = [row(o.layer, o.name[:16], o.illness, o.since, o.because) for o in self]
         return '\n'.join([head, *rows, *self._words()])
-
     def _words(self):
-        for ill,(why,lessons) in _ILLS.items():
-            own = sorted((o for o in self if o.illness == ill), key=lambda o: (o.since, o.layer))
+        for ill,(why,_) in _ILLS.items():
+            own = [o for o in self if o.illness == ill]
+            own.sort(key=lambda o: (o.since, o.layer))
             if not own: continue
             o,also = own[0],f', and {len(own)-1} more' if len(own) > 1 else ''
             since = f'{ill} from iteration {o.since} on'
-            yield f'\nLayer {o.layer} ({o.name}){also}: {since}; {why}. See {lessons}.'
+            yield f'\nLayer {o.layer} ({o.name}){also}: {since}; {why}. See {o.lesson}.'
 
 # %% ../nbs/06ab_diagnosis.ipynb #a40a7a5f
 def _ends(h):
-    "(layers,batches) The share of all in the lowest and in the highest tenth of the range that `h` covers"
+    "(layers,batches) The share in the lowest and in the highest tenth of the range of `h`"
     j,n,bins = torch.arange(h.shape[1])[:,None],h.sum(1),h.shape[1]
     lo,hi = torch.where(h > 0, j, bins).amin(1),torch.where(h > 0, j, -1).amax(1)
-    low,high = ((h*o).sum(1)/n for o in (j <= (lo + .1*(hi - lo))[:,None], j >= (hi - .1*(hi - lo))[:,None]))
-    wide = hi - lo >= 8                                 # in fewer bins nothing can be told
+    tenth = .1*(hi - lo)
+    low = (h*(j <= (lo + tenth)[:,None])).sum(1)/n
+    high = (h*(j >= (hi - tenth)[:,None])).sum(1)/n
+    wide = hi - lo >= 8   # in fewer bins nothing can be told
     return low.where(wide, 0.),high.where(wide, 0.)
 
 # %% ../nbs/06ab_diagnosis.ipynb #42ab12fa
-def _signs(t, o):
-    "Illness, where it shows, the number and its words, for activations; the gravest first"
-    std,sd = t.stats[1],'standard deviation {:.3g}'
-    wild = (t.nonfinite > 0) | (std > o['explode'])
-    yield 'exploding', wild & (t.nonfinite[:,-1:] > 0), t.nonfinite, '{:.0f} values are nan or inf'
-    yield 'exploding', wild, std, sd
-    yield 'dead', t.dead >= o['dead'], t.dead, '{:.1%} of its values are at the floor'
-    low,high = _ends(t.hists) if t.bins else (t.dead*0,)*2
-    ends = (low + high >= o['saturated']) & (high > .2)
-    yield 'saturated', ends, low + high, '{:.1%} of its values are at the ends of their range'
-    small = (t.near_zero >= o['near']) & (std < 10*(t.near or 0))      # a few large ones say enough
-    faint = small | (std < o['vanish']*std[0].clamp(max=1))
-    yield 'vanishing', faint & small[:,-1:], t.near_zero, '{:.1%} of its values are near zero'
-    yield 'vanishing', faint, std, sd
+class _Sign(NamedTuple):
+    "Where an illness shows"
+    illness:str
+    shows:torch.Tensor # (layers,batches) yes or no
+    value:torch.Tensor # (layers,batches) the number that says so
+    because:str        # its words, with a place for the number
+
+def _signs(t, explode, dead, saturated, near, vanish):
+    "The signs of activations, the gravest first"
+    r,sd = t.reading,'standard deviation {:.3g}'
+    ends = '{:.1%} of its values are at the ends of their range'
+    std = r.stats[1]
+    wild = (r.nonfinite > 0) | (std > explode)
+    now = wild & (r.nonfinite[:,-1:] > 0)
+    yield _Sign('exploding', now, r.nonfinite, '{:.0f} values are nan or inf')
+    yield _Sign('exploding', wild, std, sd)
+    yield _Sign('dead', r.dead >= dead, r.dead, '{:.1%} of its values are at the floor')
+    low,high = _ends(r.hists) if t.bins else (r.dead*0,)*2
+    both = low + high
+    yield _Sign('saturated', (both >= saturated) & (high > .2), both, ends)
+    small = (r.near_zero >= near) & (std < 10*(t.near or 0))   # a few large ones say enough
+    faint = small | (std < vanish*std[0].clamp(max=1))
+    now = faint & small[:,-1:]
+    yield _Sign('vanishing', now, r.near_zero, '{:.1%} of its values are near zero')
+    yield _Sign('vanishing', faint, std, sd)
 
 # %% ../nbs/06ab_diagnosis.ipynb #786cde9b
-def _gradient_signs(g, asked, o):
+def _gradient_signs(grads, asked, vanish_grad, explode_grad):
     "The same for gradients, which the layers `asked` ought to have"
-    (mean,std),last = g.stats,'gradient {:.1g} times the last layer\'s'
-    size = mean.hypot(std.nan_to_num(0))   # a constant gradient has no spread, nor has one number
+    r,last = grads.reading,"gradient {:.1g} times the last layer's"
+    largest = "gradient {:.1g} times the largest layer's"
+    mean,std = r.stats
+    size = mean.hypot(std.nan_to_num(0))   # a constant, or one number, has no spread
     due = torch.tensor([i in asked for i in range(len(size))])[:,None]
-    none = due & size.isnan() & (g.nonfinite == 0) | (size == 0)
-    huge = (size > o['explode_grad']*size[-1]) & (size[-1] > 0)
-    wild,top = huge | (g.nonfinite > 0),size.where(~huge, 0).nan_to_num(0).amax(0)
-    faint = size < o['vanish_grad']*top
-    yield 'exploding', wild & (g.nonfinite[:,-1:] > 0), g.nonfinite, 'gradient: {:.0f} values are nan or inf'
-    yield 'exploding', wild, size/size[-1], last
-    yield 'no gradient', none, size, 'no gradient reaches it'
-    yield 'vanishing', faint & (size[:,-1:] == 0), size, 'gradient is 0'
-    yield 'vanishing', faint, size/top, 'gradient {:.1g} times the largest layer\'s'
+    none = due & size.isnan() & (r.nonfinite == 0) | (size == 0)
+    huge = (size > explode_grad*size[-1]) & (size[-1] > 0)
+    wild,top = huge | (r.nonfinite > 0),size.where(~huge, 0).nan_to_num(0).amax(0)
+    faint,now = size < vanish_grad*top,wild & (r.nonfinite[:,-1:] > 0)
+    yield _Sign('exploding', now, r.nonfinite, 'gradient: {:.0f} values are nan or inf')
+    yield _Sign('exploding', wild, size/size[-1], last)
+    yield _Sign('no gradient', none, size, 'no gradient reaches it')
+    yield _Sign('vanishing', faint & (size[:,-1:] == 0), size, 'gradient is 0')
+    yield _Sign('vanishing', faint, size/top, largest)
 
 def _findings(t, signs, hold):
-    for ill,bad,value,because in signs:
-        lasts = bad.flip(1).int().cumprod(1).sum(1)                    # iterations, up to the last
-        for i in (lasts >= min(hold, max(1, bad.shape[1]))).nonzero().flatten().tolist():
-            v = float(value[i,-1])
-            yield Finding(i, t.names[i], ill, int(t.iters[-lasts[i]]), v, because.format(v))
+    "A Finding for each layer and sign that holds for the last `hold` batches"
+    for o in signs:
+        lasts = o.shows.flip(1).int().cumprod(1).sum(1)   # batches, up to the last
+        enough = min(hold, max(1, o.shows.shape[1]))
+        for i in (lasts >= enough).nonzero().flatten().tolist():
+            v,since = float(o.value[i,-1]),int(t.iters[-lasts[i]])
+            yield Finding(i, t.names[i], o.illness, since, v, o.because.format(v))
 
 # %% ../nbs/06ab_diagnosis.ipynb #cb29e082
 def diagnose(
@@ -155,16 +188,21 @@ def diagnose(
     grads:Telemetry=None, # of the gradients of these outputs
     explode:float=100., # a standard deviation this large; initialisations aim at 1
     dead:float=.9, # share at the floor; a ReLU of centred inputs has .5
-    saturated:float=.8, # share in the lowest and highest tenth of the range together, a fifth at the top
+    saturated:float=.8, # share in the two outer tenths of the range, a fifth at the top
     near:float=.9, # share near zero
-    vanish:float=.05, # standard deviation, as a share of the first layer's, or of 1 if that is less
-    vanish_grad:float=1e-4, # size (root mean square) of a gradient, as a share of the largest layer's
+    vanish:float=.05, # standard deviation, as a share of the first layer's, at most of 1
+    vanish_grad:float=1e-4, # root mean square of a gradient, as a share of the largest
     explode_grad:float=1e3, # the same, as a multiple of the last layer's
     hold:int=3, # batches at the end that all have to show it
 )->Diagnosis: # empty where all is well
-    "Which layers look ill at the end of the record, since when, and which lessons mend them"
-    o,found = dict(locals()),{}
-    if not len(t.iters): raise ValueError(f'got {t}, so there is nothing to judge: train with it first')
-    signs = [(t, _signs(t, o))] + [(grads, _gradient_signs(grads, t.asked, o))]*(grads is not None)
-    for f in (f for s in signs for f in _findings(*s, hold)): found.setdefault(f.layer, f)
-    return Diagnosis([found[i] for i in sorted(found)], repr(t))
+    "Which layers look ill at the end, since when, and which lessons mend them"
+    if not len(t.iters): raise ValueError(
+        f'got {t}, so there is nothing to judge: train with it first')
+    signs = _signs(t, explode, dead, saturated, near, vanish)
+    found = [*_findings(t, signs, hold)]
+    if grads is not None:
+        signs = _gradient_signs(grads, t.asked, vanish_grad, explode_grad)
+        found += _findings(grads, signs, hold)
+    first = {}
+    for o in found: first.setdefault(o.layer, o)
+    return Diagnosis([first[i] for i in sorted(first)], repr(t))

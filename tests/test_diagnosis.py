@@ -1,5 +1,6 @@
 "Diagnosis: networks made ill on purpose are found out, each by layer, iteration and lesson; healthy ones pass in silence"
 import math
+from collections import Counter
 from functools import partial
 
 import matplotlib as mpl
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minifast.data import get_data, normalize_to
 from minifast.diagnosis import Diagnosis, Finding, diagnose, plot_telemetry
@@ -294,6 +296,24 @@ def test_a_finding_and_its_words():
     assert 'Layer 5 (a name that is too long), and 1 more: dead from iteration 9 on' in repr(d)
     assert 'Layer 6 (out): vanishing from iteration 0 on' in repr(d) and '07a LSUV' in repr(d)
     assert bool(d) and not Diagnosis([]) and [p.layer for p in d] == [3, 5, 6] and d[0] is o
+
+def test_what_sets_in_while_training_is_a_matter_of_the_rate():
+    early, late = (Finding(1, 'a', 'vanishing', since, 0., '') for since in (0, 5))
+    assert early.lesson == '06c init, 07a LSUV, 07 batch norm' and late.lesson == f'05c anneal (a lower rate), {early.lesson}'
+    assert 'from iteration 5 on' in repr(Diagnosis([late])) and f'See {late.lesson}.' in repr(Diagnosis([late]))
+
+class Tables(TorchDispatchMode):
+    "How many layers' histograms were put together, and how many sums of rows were made"
+    def __init__(self): super().__init__(); self.n = Counter()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n[func.name().split('::')[1].split('.')[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+def test_a_picture_and_a_diagnosis_make_each_table_once():
+    t, grads = network(3), network(3, near=None)
+    with Tables() as c: plot_telemetry(t); diagnose(t, grads); plot_telemetry(t)
+    assert c.n['index_put_'] + c.n['_index_put_impl_'] == 3          # nothing asks for the gradients' histograms
+    assert c.n['index_add_'] == 6 + 4                                # counts, mean, deviations, dead, near zero, nan
 
 def test_nothing_to_judge():
     with pytest.raises(ValueError, match=r'got Telemetry\(1 layers, 0 batches\), so there is nothing to judge: train'):

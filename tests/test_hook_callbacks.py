@@ -22,7 +22,7 @@ from minifast.hook_callbacks import ActivationStats, HookCallback, hook_output, 
 from minifast.hooks import children, leaked_hooks
 from minifast.init import GeneralRelu
 from minifast.sched import LR_Find, Recorder
-from minifast.telemetry import Telemetry
+from minifast.telemetry import Log
 
 N, BS = 40, 8
 
@@ -582,9 +582,9 @@ def test_no_graph_is_held():
 
 
 def test_one_transfer_an_epoch(monkeypatch):
-    n, was = [0], Telemetry.fetch
-    def fetch(self): n[0] += bool(self._waiting); was(self)
-    monkeypatch.setattr(Telemetry, 'fetch', fetch)
+    n, was = [0], Log.fetch
+    def fetch(self): n[0] += bool(self.waiting); was(self)
+    monkeypatch.setattr(Log, 'fetch', fetch)
     learn, run = make(ActivationStats(grads=True, valid=True), data=bunch(n=800))
     run.fit(3, learn)
     assert n[0] == 3*3                    # outputs, gradients, validation
@@ -593,6 +593,11 @@ def test_one_transfer_an_epoch(monkeypatch):
 @pytest.mark.parametrize('kw', [dict(bins=1000), dict(rng=(1, 0)), dict(every=0), dict(keep=1)])
 def test_bad_settings_are_said_at_once(kw):
     with pytest.raises(ValueError, match='got'): ActivationStats(**kw)
+
+
+def test_no_ladder():
+    "ActivationStats, HookCallback, Callback: no more of ours above one another"
+    assert ActivationStats.__mro__ == (ActivationStats, HookCallback, Callback, object)
 
 
 def test_what_is_not_there():

@@ -4,6 +4,7 @@ import gc
 import math
 import pickle
 import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import pickled as by_pickle, saved as by_save
 from minifast.init import GeneralRelu
-from minifast.telemetry import Telemetry, bin_counts, moments
+from minifast.telemetry import Log, Meter, Reading, Row, Telemetry, bin_counts, moments
 
 nan, inf = math.nan, math.inf
 
@@ -300,7 +301,7 @@ def test_at_most_keep_batches_stay(n, keep, every):
     for i in range(n):
         t.add(0, torch.full((2,), float(i))); t.step()
         if i % 7 == 0: t.fetch()
-        assert len(t._waiting) + len(t._rows) <= keep
+        assert len(t.log.waiting) + len(t.log.rows) <= keep
     its = t.iters.tolist()
     assert its == list(range(0, n, t.every)) and t.stats[0, 0].tolist() == its and len(its) <= keep
     assert len(its) > keep//2 or t.every == every                                  # no more than needed is dropped
@@ -317,14 +318,14 @@ def test_memory_stays_the_same():
 def test_without_keep_a_batch_costs_a_row():
     t = Telemetry(['a'])
     for i in range(3000): t.add(0, torch.randn(64, 4)); t.step()
-    assert len(t._waiting) + len(t._rows) == 3000 and size(t) < 3000*(10 + 40)*8*1.2
+    assert len(t.log.waiting) + len(t.log.rows) == 3000 and size(t) < 3000*(10 + 40)*8*1.2
 
 def test_what_waits_is_fetched_in_time():
     t = Telemetry(['a']*100, hists=False)
     for i in range(50):
         for j in range(100): t.add(j, torch.ones(2))
         t.step()
-    assert len(t._waiting) < 4200 and t.stats.shape == (2, 100, 50)
+    assert len(t.log.waiting) < 4200 and t.stats.shape == (2, 100, 50)
 
 def test_several_calls_in_a_batch_are_one_column():
     a, b, c = torch.randn(5, 4) + 100, torch.randn(30, 4)*3, torch.randn(2, 4)
@@ -380,6 +381,58 @@ def test_layers_share_their_room_without_mixing():
         assert (together.hists[i] == alone.hists[0]).all() and (together.near_zero[i] == alone.near_zero).all()
 
 
+# --- meter, log, reading
+
+def test_a_row_has_named_fields():
+    x = torch.randn(5, 3)
+    row = Meter(bins=8)(x, floor=None)
+    assert isinstance(row, Row) and row.n == 15 and row.counts.sum() == 15 and row.hits.shape == (2, 3)
+    assert_close(row.mean, x.mean()); assert_close(row.root, float((x - x.mean()).norm()))
+    log = Log(bins=8)
+    log.add(3, row)
+    log.fetch()
+    assert log.rows['layer'].tolist() == [3] and log.rows['n'].tolist() == [15]
+    assert log.rows['counts'].shape == (1, 8) and repr(log) == 'Log(1 rows, 0 waiting)'
+
+def test_a_reading_is_the_same_until_there_is_more():
+    t = record(torch.randn(5, 3))
+    first = t.reading
+    assert t.reading is first and t.stats is t.stats and t.hists is first.hists
+    t.add(0, torch.randn(5, 3))
+    assert t.reading is not first and t.iters.tolist() == [0, 1] and first.iters.tolist() == [0]
+    second = t.reading
+    t.step(); t.end()
+    assert t.reading is second
+
+class Counts(TorchDispatchMode):
+    "How often each operation ran"
+    def __init__(self): super().__init__(); self.n = Counter()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n[func.name().split('::')[1].split('.')[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+def test_each_table_is_made_once():
+    t = Telemetry(['a', 'b'])
+    for _ in range(4):
+        for i in (0, 1): t.add(i, torch.randn(9, 4))
+        t.step()
+    def read(): return t.stats, t.dead, t.near_zero, t.nonfinite, t.hists, t.ranges, t.dead_channels, t.iters
+    with Counts() as c: was = read()
+    assert c.n['index_add_'] == 6 and c.n['index_put_'] + c.n['_index_put_impl_'] == 2    # sums; a layer's histograms
+    with Counts() as c: assert all(a is b for a, b in zip(read(), was))
+    assert not c.n
+
+def test_tables_read_in_inference_mode_are_plain_tensors():
+    t = record(torch.randn(5, 3))
+    with torch.inference_mode(): t.stats
+    w = torch.ones(2, 1, 1, requires_grad=True)
+    (w*t.stats).sum().backward()
+    assert_close(w.grad, t.stats)
+
+def test_no_ladder():
+    for c in (Telemetry, Meter, Log, Reading): assert c.__mro__ == (c, object)
+
+
 # --- nothing is changed, kept, or waited for
 
 @pytest.mark.parametrize('kw', [dict(), dict(rng=(-1, 1)), dict(hists=False), dict(near=None, floors=None)], ids=str)
@@ -400,13 +453,13 @@ def test_neither_tensor_nor_graph_is_kept(kw):
         refs = [weakref.ref(o) for o in (w, x)]                      # `w` dies with the graph, not before
         storage = x.untyped_storage().data_ptr()
         t.add(0, x)
-        kept = [o for row in t._waiting for o in gc.get_referents(row, *row, *row[1]) if torch.is_tensor(o)]
+        kept = [o for w in t.log.waiting for o in w.row if torch.is_tensor(o)]
         assert kept and not any(o.requires_grad or o.untyped_storage().data_ptr() == storage for o in kept)
         del w, x
         gc.collect()
         assert [r() for r in refs] == [None]*2
     t.step()
-    assert not t._rows.requires_grad and t.stats.numel() == 2
+    assert not t.stats.requires_grad and t.stats.numel() == 2
 
 def test_grad_modes_may_alternate():
     m, t = nn.Linear(4, 3), Telemetry(['a'])
@@ -441,6 +494,7 @@ def test_copies_are_equal_and_go_on_alone(again):
     same(t, u)
     for o in (t, u): o.add(0, torch.ones(4, 3)); o.step()
     same(t, u)
+    assert t.hists.sum(1).tolist() == [[12]*3]                        # each its own, not both in one
     u.add(0, torch.ones(4, 3)); u.step()
     assert len(u.iters) == 4 and len(t.iters) == 3
 
@@ -506,7 +560,7 @@ def test_a_device_without_numbers_does(kw):
     "Tensors on meta have no numbers: whatever asks for one raises"
     t = Telemetry(['a'], **ELSEWHERE[kw])
     for _ in range(3): t.add(0, torch.randn(8, 3, 5, 5, device='meta')); t.step()
-    assert len(t._waiting) == 3 and all(r[1].device.type == 'meta' for r in t._waiting)
+    assert len(t.log.waiting) == 3 and all(w.row.flat.device.type == 'meta' for w in t.log.waiting)
 
 
 def test_a_device_counts_beyond_what_float32_can():
