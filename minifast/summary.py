@@ -6,23 +6,21 @@
 __all__ = ['LayerInfo', 'units', 'preserved', 'dummy_eval', 'model_sizes', 'num_features_model', 'ModelSummary', 'model_summary']
 
 # %% ../nbs/06ac_model_summary.ipynb #387fcac5
-import random
 import traceback
 from collections import namedtuple
-from contextlib import contextmanager
 from functools import partial
 from html import escape
 from numbers import Integral
 
-import numpy as np
 import torch
-from torch import cuda, mps, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .callback import add_note
 from .core import ListContainer, listify, map_leaves
 from .hooks import Hooks, children
+from .sweep import snapshot
 
 # %% ../nbs/06ac_model_summary.ipynb #9e5e606b
 def _walk(m, name, seen):
@@ -40,39 +38,12 @@ def units(
     if isinstance(m, nn.Module): return list(_walk(m, '', set()))
     raise TypeError(f'got {type(m).__name__}: give a module, such as learn.model')
 
-# %% ../nbs/06ac_model_summary.ipynb #b8b4032e
-def _random_states(ms):
-    "Functions that put back the random states as they are now: everybody's, and those that `ms` hold"
-    own = [g for m in ms for g in vars(m).values() if isinstance(g, torch.Generator)]
-    for g in (torch.default_generator, *own): yield partial(g.set_state, g.get_state())
-    if cuda.is_initialized(): yield partial(cuda.set_rng_state_all, cuda.get_rng_state_all())
-    if torch.backends.mps.is_available(): yield partial(mps.set_rng_state, mps.get_rng_state())
-    yield partial(random.setstate, random.getstate())
-    yield partial(np.random.set_state, np.random.get_state(legacy=False))
-
-@torch.no_grad()
-def _put_back(t, v):
-    "Values `v` into tensor `t` if it has others, so that nothing is written without need"
-    if (t.shape, t.dtype, t.device) != (v.shape, v.dtype, v.device): t.data = v
-    elif t.layout != torch.strided: t.copy_(v)   # sparse ones can't be compared
-    elif not (t.is_meta or torch.equal(t, v) or ((t == v) | (t != t) & (v != v)).all()): t.copy_(v)
-
 # %% ../nbs/06ac_model_summary.ipynb #7086a5fc
-@contextmanager
 def preserved(
     m:nn.Module, # what happens to its weights, gradients and plain attributes is not undone
-): # a context manager, for `with preserved(m): …`
+)->object: # a context manager, for `with preserved(m): …`
     "After the block, however it ends: modes, buffers and random states as before; it changes nothing itself"
-    ms = list(m.modules())
-    held = [(d, d.copy()) for o in ms for d in (o._buffers, o._non_persistent_buffers_set)]
-    bufs = {id(t): t for t in m.buffers() if not is_lazy(t)}.values()
-    undo = [partial(setattr, o, 'training', o.training) for o in ms] + list(_random_states(ms))
-    undo += [partial(_put_back, t, t.detach().clone()) for t in bufs]
-    try: yield
-    finally:
-        for d,was in held: d.clear(); d.update(was)
-        for o,k in ((o, k) for o in ms for k in o._buffers): vars(o).pop(k, None)   # set as a plain attribute
-        for f in undo: f()
+    return snapshot(m)
 
 # %% ../nbs/06ac_model_summary.ipynb #f6b257ff
 _CONV,_IDS = nn.modules.conv._ConvNd,(nn.Embedding, nn.EmbeddingBag)
@@ -136,7 +107,7 @@ def _trace(m, xs, watch):
     "The output of `m` for `xs`, and (module, shapes) for each call of a module in `watch`, in that order"
     calls = []
     def note(hook, mod, inp, outp): calls.append((mod, _shapes(outp)))
-    with preserved(m), torch.no_grad(), Hooks(watch, note):
+    with snapshot(m), torch.no_grad(), Hooks(watch, note):
         for o in m.modules(): o.training = False
         try: return m(*xs),calls
         except Exception as e: _explain(e, m, xs, calls); raise
@@ -233,7 +204,7 @@ def _of_learner(learn, size):
     m = getattr(learn, 'model', None)
     if not isinstance(m, nn.Module): raise TypeError(f'got {type(learn).__name__}: give a module or Learner')
     if size is not None or getattr(learn, 'data', None) is None: return m,size
-    with preserved(m): xs = listify(learn.data.train_ds[0][0])
+    with snapshot(m, learn.data): xs = listify(learn.data.train_ds[0][0])
     if xs and all(hasattr(o, 'shape') for o in xs): return m,[tuple(o.shape) for o in xs]
     raise ValueError(f'the first item of the data, {xs!r:.40}, has no shape: give input_size')
 

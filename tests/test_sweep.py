@@ -1,4 +1,5 @@
 "minifast.sweep: a snapshot puts a training back to the last bit; a suggestion finds what is known to be"
+import contextlib
 import copy
 import itertools
 import math
@@ -21,9 +22,10 @@ from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.learner import Learner
 from minifast.runner import Runner
-from minifast.sweep import Snapshot, Suggestion, suggest_lr
+from minifast.sweep import Snapshot, Suggestion, snapshot, suggest_lr
 
 
+def notes(e): return getattr(e, '__notes__', [])
 def exact(a, b): assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
@@ -385,6 +387,151 @@ def test_generators_of_others_are_left_alone(odd):
     first = [o.rng.random() for o in (module, cls)]
     snap.restore()
     assert all(o.rng.random() != v for o, v in zip((module, cls), first))
+
+
+def test_after_load_state_dict(odd):
+    "It gives an optimiser new lists and dicts: the old ones come back"
+    p, opt = odd.model.lin.weight, optim.SGD(odd.model.parameters(), lr=.1, momentum=.9)
+    odd.opt = opt
+    odd.model.lin(torch.ones(2, 6)).sum().backward()
+    opt.step()
+    snap, state, groups, was = Snapshot(odd), opt.state, opt.param_groups, flat(opt.state_dict())
+    opt.load_state_dict(optim.SGD(odd.model.parameters(), lr=7.).state_dict())
+    assert opt.state is not state and opt.param_groups is not groups
+    snap.restore()
+    assert opt.state is state and opt.param_groups is groups and groups[0]['params'][0] is p
+    same(flat(opt.state_dict()), was)
+
+class Stubborn(nn.Linear):
+    "Once armed, its mode can't be set"
+    armed = False
+    def __setattr__(self, k, v):
+        if k == 'training' and self.armed: raise RuntimeError('no mode for me')
+        super().__setattr__(k, v)
+
+@pytest.mark.parametrize('at', [0, 1, 2])
+def test_every_step_though_another_fails(at):
+    "A part that can't be put back raises, and all other parts are as before"
+    learn = make()
+    learn.model.insert(2*at, Stubborn(*((8, 8) if at else (6, 6))))
+    learn.opt.add_param_group({'params': learn.model[2*at].parameters()})
+    train(learn)
+    state = lambda: [learn.opt.state_dict(), learn.model.state_dict(), torch.get_rng_state(),
+                     random.getstate(), np.random.get_state(),
+                     [o.training for o in learn.model.modules() if not isinstance(o, Stubborn)]]
+    snap, before = Snapshot(learn), flat(state())
+    sweep(learn)
+    learn.model.eval()
+    learn.model[2*at].armed = True
+    with pytest.raises(RuntimeError, match='no mode for me'): snap.restore()
+    same(flat(state()), before)
+
+def test_two_steps_that_fail_are_both_told():
+    m = nn.Sequential(Stubborn(2, 2), nn.Dropout(), Stubborn(2, 2))
+    with pytest.raises(RuntimeError) as e, snapshot(m):
+        m.eval()
+        m[0].armed = m[2].armed = True
+    assert m.training and m[1].training
+    assert 'then failed too: RuntimeError: no mode for me' in notes(e.value)[-1]
+
+def test_the_error_of_the_block_is_not_lost():
+    m = Stubborn(2, 2)
+    with pytest.raises(RuntimeError) as e, snapshot(m):
+        m.armed = True
+        raise KeyError('block')
+    assert isinstance(e.value.__context__, KeyError)
+
+def test_a_model_with_torchscript_in_it():
+    "Its registers aren't dicts; values, modes and the rate come back"
+    with pytest.warns(DeprecationWarning) if hasattr(torch, 'accelerator') else contextlib.nullcontext():
+        part = torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)))
+    model = nn.Sequential(nn.Linear(6, 6), part)
+    dl = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))]*5
+    learn = Learner(model, optim.SGD(model.parameters(), lr=.1), F.cross_entropy, SimpleNamespace(train_dl=dl))
+    before = copy.deepcopy(dict(model.state_dict()))
+    snap = Snapshot(learn)
+    sweep(learn)
+    model.eval()
+    snap.restore()
+    exact(dict(model.state_dict()), before)
+    assert model.training and part.training and learn.opt.param_groups[0]['lr'] == .1
+
+
+# ---------------------------------------------------------------- snapshot: modes, buffers, random states
+
+@pytest.mark.parametrize('error', [None, ValueError, KeyboardInterrupt])
+def test_snapshot_after_an_exception(error):
+    learn = make()
+    train(learn)
+    weight = learn.model[0].weight.detach().clone()
+    before = look(learn)
+    with contextlib.suppress(error or ()), snapshot(learn.model, learn.data.train_dl, params=True):
+        for xb, yb in learn.data.train_dl: F.cross_entropy(learn.model(xb), yb).backward()
+        learn.model.eval()
+        with torch.no_grad(): learn.model[0].weight.add_(1)
+        if error: raise error
+    same(look(learn), before)
+    exact(learn.model[0].weight.detach(), weight)
+
+def test_snapshot_takes_parameters_only_if_asked(odd):
+    m = odd.model
+    with snapshot(m), torch.no_grad(): m.lin.weight.fill_(5)
+    assert (m.lin.weight == 5).all()
+    with snapshot(m, params=True), torch.no_grad(): m.lin.weight.fill_(6)
+    assert (m.lin.weight == 5).all()
+
+def test_snapshot_of_a_loader_alone():
+    "The generators in it and the global ones"
+    for kind in ('minifast', 'torch', 'sampler'):
+        dl = make_data(kind)
+        with snapshot(dl): first = [xb for xb, _ in dl]
+        exact([xb for xb, _ in dl], first)
+
+def test_snapshot_of_nothing_is_that_of_the_global_generators():
+    def draw(): return random.random(), np.random.normal(), torch.rand(1).item()
+    with snapshot(): first = draw()
+    assert draw() == first
+
+def test_nothing_is_written_without_need():
+    m = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    m[0].running_mean.fill_(math.nan)
+    tensors = [*m.parameters(), *m.buffers()]
+    versions = [t._version for t in tensors]
+    with snapshot(m, params=True): m.eval()(torch.ones(2, 3))
+    assert [t._version for t in tensors] == versions
+
+def test_the_sign_of_zero_is_a_bit():
+    m = nn.Module()
+    m.register_buffer('zero', -torch.zeros(2))
+    with snapshot(m): m.zero.copy_(torch.zeros(2))
+    assert m.zero.signbit().all()
+
+@pytest.mark.parametrize('make_buffer', [lambda: torch.ones(2).to_sparse(), lambda: torch.tensor([1 + 2j]),
+    lambda: torch.ones(3, 4).t(), lambda: torch.zeros(0, 3), lambda: torch.ones(2).bfloat16(),
+    lambda: torch.ones(1, 3, 4, 5).to(memory_format=torch.channels_last), lambda: torch.tensor([True, False])])
+def test_buffers_of_any_layout(make_buffer):
+    m = nn.Module()
+    m.register_buffer('b', make_buffer())
+    def dense(): return m.b.to_dense() if m.b.is_sparse else m.b
+    before, b = dense().clone(), m.b
+    with snapshot(m): m.b.zero_()
+    exact(dense(), before)
+    assert m.b is b
+
+def test_a_buffer_that_became_part_of_a_graph():
+    m = nn.BatchNorm1d(3)
+    w = torch.ones(3, requires_grad=True)
+    with snapshot(m): m.running_mean.mul_(w)
+    assert m.running_mean.is_leaf and not m.running_mean.requires_grad and (m.running_mean == 0).all()
+
+def test_lazy_layers_are_left_alone():
+    m = nn.Sequential(nn.LazyLinear(3), nn.Dropout())
+    with snapshot(m, params=True): m.eval()
+    assert m.training and m[0].has_uninitialized_params()
+
+def test_snapshot_of_a_learner(odd):
+    with pytest.raises(TypeError, match='got Learner: give its model, or take a Snapshot'):
+        with snapshot(odd): pass
 
 
 # ---------------------------------------------------------------- suggest_lr: curves with a known answer
