@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Callback', 'check_events',
-           'describe', 'add_note', 'listens', 'CallbackList']
+           'describe', 'add_note', 'callable_name', 'listens', 'CallbackList']
 
 # %% ../nbs/05a_callbacks.ipynb #aaa7204c
 import re
 import warnings
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
+from types import MethodType
 
 import torch
 
@@ -92,6 +95,22 @@ def add_note(
     if hasattr(e, 'add_note'): e.add_note(note)
     else: e.__notes__ = [*getattr(e, '__notes__', []), note]   # Python 3.10: Jupyter shows it all the same
 
+# %% ../nbs/05a_callbacks.ipynb #8e5d884f
+def callable_name(
+    f:Callable, # a function, method, class or `partial`, or an object that can be called
+    short:bool=False, # as a column's name: of a method without its class, of a `partial` what it calls
+)->str: # 'flatten', 'Breaks.after_loss' or 'partial(top)'; short: 'flatten', 'after_loss', 'top'
+    "A name for `f` that has no address in it"
+    if isinstance(f, partial):
+        name = callable_name(f.func, short)
+        return name if short else f'partial({name})'
+    if isinstance(f, MethodType):
+        owner = f.__self__ if isinstance(f.__self__, type) else type(f.__self__)
+        name = callable_name(f.__func__, short)
+        return name if short else f'{owner.__name__}.{name}'
+    if hasattr(f, '__name__'): return f.__name__
+    return type(f).__name__ if short or type(f).__repr__ is object.__repr__ else repr(f)
+
 # %% ../nbs/05a_callbacks.ipynb #c27d7815
 def _free_name(cbs, cb):
     "The name under which `cbs` takes `cb` in; an error if it can't"
@@ -123,6 +142,11 @@ class _CallbackNames:
         "Attach `cb`; an error if its name is taken, it is here already, or a method of it is no event"
         self._take(cb)
         self._resolve()
+    def find(self,
+        cls:type, # a class of callbacks
+    )->Callback: # the first that is an instance of `cls`, None if there is none
+        "Ask for a callback by its class"
+        return next((cb for cb in self.cbs if isinstance(cb, cls)), None)
     def _resolve(self): pass   # `CallbackList` looks the methods up here
     def _take(self, cb):
         if isinstance(cb, type) or not hasattr(cb, 'set_runner'): raise TypeError(
@@ -141,8 +165,6 @@ def listens(
     return event in vars(cb) or hasattr(type(cb), event)
 
 # %% ../nbs/05a_callbacks.ipynb #5fa4b8e9
-def _name_of(f): return f"{type(getattr(f, '__self__', f)).__name__}.{getattr(f, '__name__', '?')}"
-
 def _yes(answer):
     "Is `answer` true? None if it is neither true nor false"
     try: return bool(answer)
@@ -152,8 +174,9 @@ def _asks(cbs, f, event, answer):
     "Does the `answer` of a callback's method `f` ask to skip what `event` begins?"
     yes = _yes(answer)
     if yes is False or yes and event in cbs.may_skip: return yes
-    raise ValueError(f'{_name_of(f)} returned {answer!r}, but only begin_epoch and begin_validate may ask to '
-                     'skip that way: return nothing, or raise one of the Cancel…Exceptions')
+    raise ValueError(f'{callable_name(f)} returned {answer!r}, but only begin_epoch and '
+                     'begin_validate may ask to skip that way: return nothing, or raise one of the '
+                     'Cancel…Exceptions')
 
 # %% ../nbs/05a_callbacks.ipynb #97c2cc5c
 class _Listeners(dict):
@@ -179,7 +202,7 @@ class CallbackList(_CallbackNames):
                 answer = f()
                 if answer is not None and _asks(self, f, event, answer): skip = True
         except (CancelBatchException, CancelEpochException, CancelTrainException): raise
-        except Exception as e: add_note(e, f'in {_name_of(f)}{self.where()}'); raise
+        except Exception as e: add_note(e, f'in {callable_name(f)}{self.where()}'); raise
         return skip
 
     def where(self)->str: # e.g. ', epoch 0, training batch 3 of 98'

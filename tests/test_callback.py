@@ -3,7 +3,7 @@ import copy
 import pickle
 import warnings
 from functools import partial
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException, CancelEpochException,
-                               CancelTrainException, add_note, check_events, describe, listens)
+                               CancelTrainException, add_note, callable_name, check_events, describe, listens)
 from minifast.core import ListContainer
 from minifast.loop import TrainingLoop
 from minifast.runner import Runner
@@ -170,6 +170,43 @@ def test_notes():
     assert e.__notes__ == old.__notes__ == ['where', 'when'] and str(e) == 'what' and old.args == ('what',)
 
 
+# ---------------------------------------------------------------- how a callable is called
+
+def top(pred, yb, k=1): return pred
+
+class Meter:
+    def read(self): 1/0
+    @classmethod
+    def make(cls): return cls()
+    @staticmethod
+    def unit(): return 1
+    def __call__(self): 1/0
+
+class Says(Meter):
+    def __repr__(self): return 'Says(3)'
+
+NAMES = [  # what, its name, its short name
+    (top, 'top', 'top'), (len, 'len', 'len'), (torch.relu, 'relu', 'relu'), (lambda: 1, '<lambda>', '<lambda>'),
+    (Meter, 'Meter', 'Meter'), (Meter(), 'Meter', 'Meter'), (Says(), 'Says(3)', 'Says'),
+    (Meter().read, 'Meter.read', 'read'), (Says().read, 'Says.read', 'read'), (Says.make, 'Says.make', 'make'),
+    (Meter().unit, 'unit', 'unit'), (partial(top, k=3), 'partial(top)', 'top'),
+    (partial(partial(top, k=3), 1), 'partial(top)', 'top'), (partial(Meter().read), 'partial(Meter.read)', 'read'),
+    (partial(Meter), 'partial(Meter)', 'Meter'), (partial(Says()), 'partial(Says(3))', 'Says'),
+    (MethodType(partial(top), Says()), 'Says.partial(top)', 'top'),
+    (torch.nn.CrossEntropyLoss(), 'CrossEntropyLoss()', 'CrossEntropyLoss')]
+
+@pytest.mark.parametrize('f, name, short', NAMES)
+def test_callable_name(f, name, short):
+    assert (callable_name(f), callable_name(f, short=True)) == (name, short) and ' at 0x' not in name
+
+
+def test_the_name_of_a_callback_and_its_methods():
+    cb = Keeps()
+    CallbackList(cb)                                    # attached, it finds much on its run, but no name
+    assert [callable_name(o) for o in (cb, cb.after_loss)] == ['Keeps()', 'Keeps.after_loss']
+    assert callable_name(cb, short=True) == 'Keeps'
+
+
 # ---------------------------------------------------------------- several callbacks and their names
 
 def test_second_of_a_class_gets_a_number():
@@ -177,6 +214,20 @@ def test_second_of_a_class_gets_a_number():
     run = Runner([first, other, second], cb_funcs=lambda: third)
     assert (run.keeps, run.keeps_2, run.keeps_3, run.other) == (first, second, third, other)
     assert run.cbs[1:] == [first, other, second, third] and all(cb.run is run for cb in run.cbs)
+
+
+@pytest.mark.parametrize('cls', [CallbackList, TrainingLoop, Runner])
+def test_find_asks_by_class(cls):
+    class Mine(Keeps): name = 'something_else'
+    class Other(Callback): pass
+    first,second = Mine(),Keeps()
+    run = cls([make(), first], cb_funcs=lambda: second)
+    assert run.find(Keeps) is run.find(Mine) is first is run.something_else and run.keeps is second
+    assert run.find(Other) is None and cls().find(Keeps) is None
+    late = Other()
+    run.add_cb(late)
+    assert run.find(Other) is first.find(Other) is late            # and a callback asks its run
+    assert run.find(Callback) is run.cbs[0]
 
 
 def test_two_classes_of_one_name():
@@ -191,7 +242,7 @@ def test_the_same_instance_twice():
         with pytest.raises(ValueError, match=r'^Keeps\(\) is here already: make another one$'): f()
 
 
-OWN = ('cbs events reserved may_skip add_cb where learn fitting in_train completed epoch epochs trained iter '
+OWN = ('cbs events reserved may_skip add_cb find where learn fitting in_train completed epoch epochs trained iter '
        'n_iter iters xb yb pred loss dl n_epochs pos one_batch one_epoch all_batches fit logger model opt '
        'loss_func data')
 
@@ -339,7 +390,7 @@ def test_a_cancel_passes_as_it_is(exc):
 class Fails:
     def __call__(self): 1/0
 
-@pytest.mark.parametrize('f, name', [(Fails(), 'Fails.?'), (partial(Fails()), 'partial.?')])
+@pytest.mark.parametrize('f, name', [(Fails(), 'Fails'), (partial(Fails()), 'partial(Fails)')])
 def test_an_event_may_be_any_callable(f, name):
     cb = make('Mine')
     cb.after_loss = f
