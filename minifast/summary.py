@@ -7,7 +7,7 @@ __all__ = ['LayerInfo', 'units', 'preserved', 'dummy_eval', 'model_sizes', 'num_
 
 # %% ../nbs/06ac_model_summary.ipynb #387fcac5
 import traceback
-from collections import namedtuple
+from collections import Counter, namedtuple
 from functools import partial
 from html import escape
 from numbers import Integral
@@ -28,57 +28,65 @@ def _walk(m, name, seen):
     if m in seen: return
     seen.add(m)
     whole,kids = is_parametrized(m),list(m.named_children())
-    if whole or not kids or any(p is not None for p in m._parameters.values()): yield name,m
-    for k,o in kids if not whole else (): yield from _walk(o, f'{name}.{k}' if name else k, seen)
+    if whole or not kids or any(True for _ in m.parameters(recurse=False)): yield name,m
+    if whole: return
+    for k,o in kids: yield from _walk(o, f'{name}.{k}' if name else k, seen)
 
 def units(
     m:nn.Module, # a model or a part of one
-)->list: # (name, module), in order of registration; a single layer's own name is ''
-    "The modules of `m` without children or with parameters of their own; a parametrized one is one unit"
+)->list: # (name, module) as registered; a parametrized module is one, '' is `m` itself
+    "The modules of `m` without children or with parameters of their own"
     if isinstance(m, nn.Module): return list(_walk(m, '', set()))
     raise TypeError(f'got {type(m).__name__}: give a module, such as learn.model')
 
 # %% ../nbs/06ac_model_summary.ipynb #7086a5fc
 def preserved(
-    m:nn.Module, # what happens to its weights, gradients and plain attributes is not undone
+    m:nn.Module, # what happens to its weights and plain attributes is not undone
 )->object: # a context manager, for `with preserved(m): …`
-    "After the block, however it ends: modes, buffers and random states as before; it changes nothing itself"
+    "After the block, however it ends: modes, buffers and random states as before"
     return snapshot(m)
 
 # %% ../nbs/06ac_model_summary.ipynb #f6b257ff
 _CONV,_IDS = nn.modules.conv._ConvNd,(nn.Embedding, nn.EmbeddingBag)
-_TELLING = _CONV,nn.Linear,*_IDS,nn.Bilinear,nn.RNNBase,nn.MultiheadAttention   # they know what they take
+# these know what they take
+_TELLING = _CONV,nn.Linear,*_IDS,nn.Bilinear,nn.RNNBase,nn.MultiheadAttention
 
 def _item_size(size, first, m):
-    "The shape of one item: `size`, with the channels of a convolution before it where it lacks them"
+    "The shape of one item: `size`, with a convolution's channels where it lacks them"
     conv = isinstance(first, _CONV)
     if size is None and isinstance(first, nn.Linear): return (first.in_features,)
     if size is None and not conv: raise ValueError(
-        f"got no size, and {type(first or m).__name__} doesn't tell it: give one item's, such as (3, 64, 64)")
+        f"got no size, and {type(first or m).__name__} doesn't tell it: "
+        "give one item's, such as (3, 64, 64)")
     size = (64,)*len(first.kernel_size) if size is None else tuple(listify(size))
-    return (first.in_channels, *size) if conv and len(size) == len(first.kernel_size) else size
+    lacks = conv and len(size) == len(first.kernel_size)
+    return (first.in_channels, *size) if lacks else size
 
 def _is_size(o): return all(isinstance(n, Integral) for n in listify(o))   # None too
 
 def _batch(m, size):
-    "The inputs of `m` that `size` stands for, zeros for each size and all else as it is; and the batch size"
+    "The inputs of `m` that `size` stands for, zeros for each size; and the batch size"
     first = next((o for _,o in units(m) if isinstance(o, _TELLING)), None)
     ts = dict(m.named_parameters()) | dict(m.named_buffers())
     for n,t in ts.items():
-        if is_lazy(t): raise ValueError(f'{n} has no shape yet, zeros would settle it: run a batch first')
-    like = [t for t in ts.values() if t.is_floating_point() or t.is_complex()] or [torch.zeros(())]
+        if is_lazy(t): raise ValueError(
+            f'{n} has no shape yet, zeros would settle it: run a batch first')
+    floats = (t for t in ts.values() if t.is_floating_point() or t.is_complex())
+    like = next(floats, torch.zeros(()))
     given = [size] if _is_size(size) else listify(size)
     n = next((len(t) for t in given if isinstance(t, torch.Tensor) and t.dim()), 2)
     def make(i, o):
-        dtype = torch.long if i == 0 and isinstance(first, _IDS) else like[0].dtype
-        if _is_size(o): return torch.zeros(n, *_item_size(o, first, m), device=like[0].device, dtype=dtype)
+        dtype = torch.long if i == 0 and isinstance(first, _IDS) else like.dtype
+        if _is_size(o):
+            return torch.zeros(n, *_item_size(o, first, m), device=like.device, dtype=dtype)
         if isinstance(o, (torch.Tensor, tuple, list, dict)): return o
-        raise ValueError(f'got {o!r} as an input of the model: give a size such as (3, 64, 64), or a tensor')
+        raise ValueError(f'got {o!r} as an input of the model: '
+                         'give a size such as (3, 64, 64), or a tensor')
     return [make(i, o) for i,o in enumerate(given)],n
 
 # %% ../nbs/06ac_model_summary.ipynb #41f0f809
 def _nested(f, o):
-    "`f` of each tensor or shape in `o`, whatever tuples, lists and dicts it is in; of others the type's name"
+    "`f` of each tensor or shape in what may be nested; of anything else its type's name"
     def leaf(v):
         if isinstance(v, (torch.Tensor, torch.Size)): return f(v)
         return v if isinstance(v, str) else 'None' if v is None else type(v).__name__
@@ -89,32 +97,40 @@ def _texts(shapes): return ', '.join(map(_text, shapes))
 def _text(s):
     "Nested shapes as a text; nothing for a layer that wasn't called"
     if isinstance(s, torch.Size): return str(list(s))
-    if isinstance(s, dict): return '{' + ', '.join(f'{k}: {_text(v)}' for k,v in s.items()) + '}'
+    if isinstance(s, dict):
+        return '{' + ', '.join(f'{k}: {_text(v)}' for k,v in s.items()) + '}'
     return f'({_texts(s)})' if isinstance(s, tuple) else s or ''
 
 def _explain(e, m, xs, calls):
     "Note on `e` where it happened, what ran before it, and what may be done"
-    names = {o: f'{n} ({type(o).__name__})' if n else type(o).__name__ for n,o in m.named_modules()}
-    frames = [f.f_locals for f,_ in traceback.walk_tb(e.__traceback__)]
-    at = [f for f in frames if 'args' in f and isinstance(f.get('self'), nn.Module) and f['self'] in names]
-    got = f"in {names[at[-1]['self']]}, which got {_texts(_shapes(at[-1]['args']))}" if at else 'in the model'
-    ran = ' → '.join(['…']*(len(calls) > 5) + [f'{names[o]} {_text(s)}' for o,s in calls[-5:]]) or 'nothing'
-    for note in (got, f'before it ran: {ran}', f'the batch was {_texts(_shapes(xs))}: if the model takes '
-                 'something else, give the size of one item without the batch, or a batch'): add_note(e, note)
+    def name(o): return f'{paths[o]} ({type(o).__name__})' if paths[o] else type(o).__name__
+    paths = {o: n for n,o in m.named_modules()}
+    where = 'in the model'
+    for frame,_ in traceback.walk_tb(e.__traceback__):   # the innermost call comes last
+        o,args = map(frame.f_locals.get, ('self', 'args'))
+        if args is not None and isinstance(o, nn.Module) and o in paths:
+            where = f'in {name(o)}, which got {_texts(_shapes(args))}'
+    add_note(e, where)
+    ran = ['…']*(len(calls) > 5) + [f'{name(o)} {_text(s)}' for o,s in calls[-5:]]
+    add_note(e, f'before it ran: {" → ".join(ran) or "nothing"}')
+    add_note(e, f'the batch was {_texts(_shapes(xs))}: if the model takes something '
+                'else, give the size of one item without the batch, or a batch')
 
 # %% ../nbs/06ac_model_summary.ipynb #e6ad5944
 def _trace(m, xs, watch):
-    "The output of `m` for `xs`, and (module, shapes) for each call of a module in `watch`, in that order"
+    "The output of `m` for `xs`; (module, shapes) of each call of one in `watch`, in order"
     calls = []
     def note(hook, mod, inp, outp): calls.append((mod, _shapes(outp)))
     with snapshot(m), torch.no_grad(), Hooks(watch, note):
         for o in m.modules(): o.training = False
         try: return m(*xs),calls
-        except Exception as e: _explain(e, m, xs, calls); raise
+        except Exception as e:
+            _explain(e, m, xs, calls)
+            raise
 
 def dummy_eval(
     m:nn.Module, # stays as it was; your own hooks on it see the batch
-    size:object=None, # of one item; a list for several inputs; a batch; None: what the first layer tells
+    size:object=None, # of an item; a list of them; a batch; None: what the first layer takes
 )->object: # what `m` returns
     "Output of `m` in evaluation mode, without gradients, on a batch of 2 zeros"
     return _trace(m, _batch(m, size)[0], [o for _,o in units(m)])[0]
@@ -123,21 +139,25 @@ def dummy_eval(
 def model_sizes(
     m:nn.Module, # stays as it was
     size:object=None, # as for `dummy_eval`
-)->list: # a `torch.Size` for each child, with the batch of 2; tuples of them; None if it wasn't called
+)->list: # a `torch.Size` a child, batch of 2 included; tuples of them; None: not called
     "The shape of the last output of each child of `m`, of `m` itself if it has none"
     watch = children(m) or [m]
     more = [o for _,o in units(m) if o not in watch]   # for what an error says
-    shapes = dict(_trace(m, _batch(m, size)[0], watch + more)[1])   # of several calls the last
+    calls = _trace(m, _batch(m, size)[0], watch + more)[1]
+    shapes = dict(calls)   # of several calls of one child the last
     return [shapes.get(o) for o in watch]
 
 def num_features_model(
     m:nn.Module, # stays as it was
     size:object=None, # as for `dummy_eval`
 )->int: # length of dimension 1
-    "Channels that come out of the last child of `m` whose output is a tensor with channels"
-    shapes = [s for s in model_sizes(m, size) if isinstance(s, torch.Size) and len(s) > 1]
+    "Channels that come out of the last child of `m` that gives a tensor with channels"
+    sizes = model_sizes(m, size)
+    shapes = [s for s in sizes if isinstance(s, torch.Size) and len(s) > 1]
     if shapes: return shapes[-1][1]
-    raise ValueError(f'no child of this {type(m).__name__} returns a tensor with channels: give another part')
+    raise ValueError(
+        f'no child of this {type(m).__name__} returns a tensor with channels: '
+        'give another part')
 
 # %% ../nbs/06ac_model_summary.ipynb #3561fd5f
 LayerInfo = namedtuple('LayerInfo', 'name type shape params trainable note')
@@ -148,28 +168,32 @@ def _without(s, bs):
     return torch.Size([*s[:i], *s[i+1:]])
 
 def _info(name, o, shape, n, owner):
-    "The row of module `o`, called `n` times; `owner`: the row in which modules and parameters came first"
+    "The row of module `o`, called `n` times; `owner`: where a parameter came first"
     ps = list(o.parameters(recurse=is_parametrized(o)))
     new,grads = [p for p in ps if p not in owner],{p.requires_grad for p in ps}
     others = {owner[p]: 0 for p in ps if p in owner and o not in owner}
-    notes = {'not called': n == 0, f'×{n}': n > 1, 'again': o in owner, **{f'shares {k}': 1 for k in others},
+    notes = {'not called': n == 0, f'×{n}': n > 1, 'again': o in owner,
+             **{f'shares {k}': True for k in others},
              'own parameters only': ps and children(o) and not is_parametrized(o)}
     owner.update(dict.fromkeys([o, *new], f'{name} ({type(o).__name__})'.strip()))
-    trainable = '' if not ps else 'partly' if len(grads) > 1 else 'yes' if True in grads else 'no'
+    trainable = {(): '', (True,): 'yes', (False,): 'no'}.get(tuple(grads), 'partly')
     note = ', '.join(k for k,v in notes.items() if v)
-    return LayerInfo(name, type(o).__name__, shape, sum(p.numel() for p in new), trainable, note)
+    n_new = sum(p.numel() for p in new)
+    return LayerInfo(name, type(o).__name__, shape, n_new, trainable, note)
 
 def _rows(m, calls, bs):
-    "The rows for the units of `m`, in order of their first call, those without one at the end"
-    names,lines = {o: n for n,o in units(m)},{}
-    for o,s in calls: lines.setdefault((o, str(s)), [o, _nested(partial(_without, bs=bs), s), 0])[2] += 1
-    called,owner = {o for o,_ in calls},{}
-    lines = [*lines.values(), *([o, None, 0] for o in names if o not in called)]
-    return [_info(names[o], o, s, n, owner) for o,s,n in lines]
+    "The rows for the units of `m` in order of their first call, uncalled ones at the end"
+    names,owner = {o: n for n,o in units(m)},{}
+    times = Counter((o, str(s)) for o,s in calls)
+    shapes = {(o, str(s)): _nested(partial(_without, bs=bs), s) for o,s in calls}
+    called = {o for o,_ in calls}
+    lines = [(o, shapes[o,k], n) for (o,k),n in times.items()]
+    lines += [(o, None, 0) for o in names if o not in called]
+    return [_info(names[o], o, shape, n, owner) for o,shape,n in lines]
 
 # %% ../nbs/06ac_model_summary.ipynb #17187412
 class ModelSummary(ListContainer):
-    "The rows of a model, one LayerInfo each; prints as a table, which in a notebook is one of HTML"
+    "The rows of a model, a LayerInfo each; prints as a table, in a notebook as HTML"
     def __init__(self,
         rows:list, # of LayerInfo
         inputs:tuple, # shapes of the inputs without the batch
@@ -177,22 +201,26 @@ class ModelSummary(ListContainer):
     ):
         super().__init__(rows)
         self.inputs,sizes = inputs,[(p.numel(), p.requires_grad) for p in params]
-        self.total,self.trainable = sum(n for n,_ in sizes),sum(n for n,grad in sizes if grad)
+        self.total = sum(n for n,_ in sizes)
+        self.trainable = sum(n for n,grad in sizes if grad)
         self.frozen = self.total - self.trainable
     def _table(self):
         rows = [('layer', 'type', 'output shape', 'parameters', 'trainable', '')]
-        rows += [(r.name, r.type, _text(r.shape), f'{r.params:,}', r.trainable, r.note) for r in self]
-        foot = f'{self.total:,} parameters: {self.trainable:,} trainable, {self.frozen:,} frozen'
-        return f'input {_texts(self.inputs)}',rows,foot
+        rows += [(r.name, r.type, _text(r.shape), f'{r.params:,}', r.trainable, r.note)
+                 for r in self]
+        parts = f'{self.trainable:,} trainable, {self.frozen:,} frozen'
+        return f'input {_texts(self.inputs)}',rows,f'{self.total:,} parameters: {parts}'
     def __repr__(self):
         title,rows,foot = self._table()
         width = [max(map(len, col)) for col in zip(*rows)]
-        def line(row): return '  '.join(f'{c:{a}{w}}' for c,a,w in zip(row, '<<<><<', width)).rstrip()
+        def line(row):
+            return '  '.join(f'{c:{a}{w}}' for c,a,w in zip(row, '<<<><<', width)).rstrip()
         head,*lines = map(line, rows)
         rule = '-'*max(map(len, [head, *lines]))
         return '\n'.join([title, rule, head, rule, *lines, rule, foot])
     def _repr_html_(self):
-        def tr(row, tag='td'): return '<tr>' + ''.join(f'<{tag}>{escape(c)}</{tag}>' for c in row) + '</tr>'
+        def tr(row, tag='td'):
+            return '<tr>' + ''.join(f'<{tag}>{escape(c)}</{tag}>' for c in row) + '</tr>'
         title,(head,*rows),foot = self._table()
         return (f"<table><caption>{escape(title)}</caption><thead>{tr(head, 'th')}</thead>"
                 f"<tbody>{''.join(map(tr, rows))}</tbody>"
@@ -200,9 +228,10 @@ class ModelSummary(ListContainer):
 
 # %% ../nbs/06ac_model_summary.ipynb #f2f8cf2e
 def _of_learner(learn, size):
-    "The model of `learn`, and the shape of the first item of its data unless there is a `size`"
+    "The model of `learn`, and the shape of its first item unless there is a `size`"
     m = getattr(learn, 'model', None)
-    if not isinstance(m, nn.Module): raise TypeError(f'got {type(learn).__name__}: give a module or Learner')
+    if not isinstance(m, nn.Module): raise TypeError(
+        f'got {type(learn).__name__}: give a module or Learner')
     if size is not None or getattr(learn, 'data', None) is None: return m,size
     with snapshot(m, learn.data): xs = listify(learn.data.train_ds[0][0])
     if xs and all(hasattr(o, 'shape') for o in xs): return m,[tuple(o.shape) for o in xs]
@@ -210,9 +239,9 @@ def _of_learner(learn, size):
 
 def model_summary(
     m:object, # a module, or a Learner; stays as it was
-    input_size:object=None, # as for `dummy_eval`; None with a Learner: the shape of its first training item
-)->ModelSummary: # its rows can be indexed; `total`, `trainable` and `frozen` are numbers of parameters
-    "What each layer hands on and holds, from one batch; an error in the model says which layers ran"
+    input_size:object=None, # as for `dummy_eval`; None: of a Learner its first item's
+)->ModelSummary: # its rows can be indexed; `total`, `trainable`, `frozen` count parameters
+    "What each layer hands on and holds; an error in the model says which layers ran"
     if not isinstance(m, nn.Module): m,input_size = _of_learner(m, input_size)
     xs,bs = _batch(m, input_size)
     rows = _rows(m, _trace(m, xs, [o for _,o in units(m)])[1], bs)

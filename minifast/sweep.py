@@ -11,6 +11,7 @@ import math
 import random
 from contextlib import contextmanager
 from functools import partial
+from statistics import NormalDist
 from types import ModuleType
 from typing import NamedTuple
 
@@ -23,12 +24,13 @@ from .callback import add_note
 from .core import to_floats
 
 # %% ../nbs/05ba_lr_sweep.ipynb #e694aba0
-def _bits(t): return t.detach().contiguous().reshape(-1).view(torch.uint8)   # a nan equals itself, 0 not -0
+# a nan has the bits of that nan, and 0 not those of -0
+def _bits(t): return t.detach().contiguous().reshape(-1).view(torch.uint8)
 
 def _put_back(t, v):
-    "Values `v` into tensor `t` if it has others; as new memory if `t` was moved or resized meanwhile"
+    "Values `v` into tensor `t` if it has others; new memory if `t` was moved or resized"
     if (t.shape, t.dtype, t.device) != (v.shape, v.dtype, v.device): t.data = v.clone()
-    elif t.layout != torch.strided or t.is_quantized: t.copy_(v)   # these have no plain bits to compare
+    elif t.layout != torch.strided or t.is_quantized: t.copy_(v)   # no plain bits to compare
     elif not (t.is_meta or torch.equal(_bits(t), _bits(v))): t.copy_(v)
 
 def _inside(objs, depth=4):
@@ -42,17 +44,19 @@ def _inside(objs, depth=4):
     return found.values()
 
 def _randomness(objs):
-    "Functions that put back the random generators: the global ones of each device and those in `objs`"
+    "Functions that put back the random generators: the global ones and those in `objs`"
     for device in (torch.cuda, getattr(torch, 'xpu', None)):
         if hasattr(device, 'is_initialized') and device.is_initialized():
             yield partial(device.set_rng_state_all, device.get_rng_state_all())
-    if torch.backends.mps.is_available(): yield partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
+    if torch.backends.mps.is_available():
+        yield partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
     yield partial(random.setstate, random.getstate())
     yield partial(np.random.set_state, np.random.get_state(legacy=False))
     for o in (torch.default_generator, *_inside(objs)):
         if type(o) is random.Random: yield partial(o.setstate, o.getstate())
-        if type(o) in (np.random.RandomState, torch.Generator): yield partial(o.set_state, o.get_state())
-        if type(o) is np.random.Generator:
+        elif isinstance(o, (np.random.RandomState, type(torch.default_generator))):
+            yield partial(o.set_state, o.get_state())
+        elif isinstance(o, np.random.Generator):
             yield partial(setattr, o.bit_generator, 'state', o.bit_generator.state)
 
 # %% ../nbs/05ba_lr_sweep.ipynb #c1a5e002
@@ -64,13 +68,13 @@ def _refill(m, kind, was):
     for name in was: vars(m).pop(name, None)
 
 def _of_modules(ms, params):
-    "For modules `ms`: functions that put back modes and registers, of parameters only with `params`"
+    "For modules `ms`: functions that put back modes and registers, those of parameters if asked"
     kinds = ['_buffers', '_non_persistent_buffers_set'] + ['_parameters']*params
     for m in ms:
         yield partial(setattr, m, 'training', m.training)
         for kind in kinds:
-            held = getattr(m, kind, None)
-            if isinstance(held, (dict, set)): yield partial(_refill, m, kind, held.copy())   # not TorchScript's
+            held = getattr(m, kind, None)   # something else in TorchScript
+            if isinstance(held, (dict, set)): yield partial(_refill, m, kind, held.copy())
 
 def _set_grad(t, needs, grad):
     if not t.is_leaf: t.detach_()
@@ -100,11 +104,12 @@ def snapshot(
     *objs, # modules; and whatever else holds random generators, such as a loader
     params:bool=False, # True: the modules' parameters and gradients too
 ): # a context manager, for `with snapshot(model): …`
-    "After the block, however it ends: modes, buffers and random states as before; it changes nothing itself"
-    for o in objs:
-        if not isinstance(o, nn.Module) and isinstance(getattr(o, 'model', None), nn.Module): raise TypeError(
-            f'got {type(o).__name__}: give its model, or take a Snapshot, which holds the optimiser too')
+    "After the block, however it ends: modes, buffers and random states as before"
     tops = [o for o in objs if isinstance(o, nn.Module)]
+    others = [o for o in objs if not isinstance(o, nn.Module)]
+    for o in others:
+        if isinstance(getattr(o, 'model', None), nn.Module): raise TypeError(
+            f'got {type(o).__name__}: give its model, or take a Snapshot, for the optimiser too')
     ms = list(dict.fromkeys(m for o in tops for m in o.modules()))
     ts = [t for o in tops for t in (*o.buffers(), *(o.parameters() if params else ()))]
     undo = [*_of_modules(ms, params), *_of_tensors(ts), *_randomness([*objs, *ms])]
@@ -113,7 +118,7 @@ def snapshot(
 
 # %% ../nbs/05ba_lr_sweep.ipynb #62ebe5db
 def _of_optimiser(opt, same):
-    "A function that puts back groups and state of `opt`; `same`: id -> tensor, those that aren't copied"
+    "A function that puts back `opt`; `same`: id -> tensor, of those that aren't copied"
     pgs,groups,state = opt.param_groups,list(opt.param_groups),opt.state
     dicts = [*groups, state]
     kept = copy.deepcopy([dict(d) for d in dicts], dict(same))
@@ -132,7 +137,8 @@ class Snapshot:
         learn:object, # a Learner, or a Runner in a fit: what has `model`, `opt` and `data.train_dl`
     ):
         lacks = [k for k in ('model', 'opt', 'data') if not hasattr(learn, k)]
-        if lacks: raise TypeError(f"got {type(learn).__name__} without {', '.join(lacks)}: give a Learner")
+        if lacks: raise TypeError(
+            f"got {type(learn).__name__} without {', '.join(lacks)}: give a Learner")
         m,opt = learn.model,learn.opt
         ts = [*m.parameters(), *m.buffers(), *(p for g in opt.param_groups for p in g['params'])]
         ms,same = list(m.modules()),{id(t): t for t in ts}
@@ -146,12 +152,15 @@ class Snapshot:
 def _points(lrs, losses):
     "log10 of the rates and the losses as arrays, checked, without what isn't finite"
     lrs,losses = to_floats(list(lrs)),to_floats(list(losses))
-    if len(lrs) != len(losses): raise ValueError(f'got {len(lrs)} rates, {len(losses)} losses: give as many')
+    if len(lrs) != len(losses): raise ValueError(
+        f'got {len(lrs)} rates, {len(losses)} losses: give as many')
     bad = [i for i,(a,b) in enumerate(zip([0, *lrs], lrs)) if not a < b < math.inf]
-    if bad: raise ValueError(f'rates must be above 0 and rise, got {lrs[:bad[0]+1][-2:]}: give one sweep')
+    if bad: raise ValueError(
+        f'rates must be above 0 and rise, got {lrs[:bad[0]+1][-2:]}: give one sweep')
     pts = [(math.log10(lr), loss) for lr,loss in zip(lrs, losses) if math.isfinite(loss)]
-    if len(pts) < 10: raise ValueError(f'a suggestion needs at least 10 finite losses, got {len(pts)}: '
-                                       'sweep over more batches, or begin at a lower rate')
+    if len(pts) < 10: raise ValueError(
+        f'a suggestion needs at least 10 finite losses, got {len(pts)}: '
+        'sweep over more batches, or begin at a lower rate')
     return np.array(pts).T
 
 def _lines(x, y, w):
@@ -159,6 +168,12 @@ def _lines(x, y, w):
     X,Y = (np.lib.stride_tricks.sliding_window_view(o, 2*w+1) for o in (x, y))
     dX = X - X.mean(1, keepdims=True)
     return X.mean(1),Y.mean(1),(dX*Y).sum(1)/(dX*dX).sum(1)
+
+def _noise(y):
+    "Standard deviation of the noise in `y`, which a few wild values hardly change"
+    d = np.abs(np.diff(y, 2))               # y[i] - 2*y[i+1] + y[i+2]: straight lines give 0
+    half = NormalDist().inv_cdf(.75)        # half of all noise lies within .67 standard deviations
+    return np.median(d)/half/math.sqrt(1**2 + 2**2 + 1**2)
 
 # %% ../nbs/05ba_lr_sweep.ipynb #6d1bf911
 class Suggestion(NamedTuple):
@@ -176,9 +191,9 @@ def suggest_lr(
     y = np.minimum(y, y[:2*w+1].max())   # above all that it began with: divergence
     middle,height,slope = _lines(x, y, w)
     low = int(height.argmin())
-    noise = np.median(np.abs(np.diff(y[:low+2*w+1], 2)))/.6745/6**.5   # median to sd; 6 = 1² + 2² + 1²
-    fall,slope = height[0] - height[low],slope[:low+1]   # below: by 6 standard errors of a height
-    if fall <= max(6*noise/(2*w+1)**.5, 1e-6*abs(height[low])) or slope.min() >= 0: return None
+    fall,slope = height[0] - height[low],slope[:low+1]
+    error = _noise(y[:low+2*w+1])/math.sqrt(2*w+1)   # of a height, a mean of 2*w+1 losses
+    if fall <= max(6*error, 1e-6*abs(height[low])) or slope.min() >= 0: return None
     steeper = slope <= .7*slope.min()
     part = np.cumsum(~steeper)           # numbers the stretches between gentler points
     steep = 10**middle[:low+1][steeper & (part == part[slope.argmin()])].mean()
