@@ -24,56 +24,62 @@ def func_name(
 )->str: # e.g. 'flatten', 'partial(flatten)' or '<lambda>'
     "A name for `f` that has no address in it"
     if isinstance(f, partial): return f'partial({func_name(f.func)})'
-    return getattr(f, '__name__', type(f).__name__ if type(f).__repr__ is object.__repr__ else repr(f))
+    plain = type(f).__repr__ is object.__repr__   # such a repr is an address
+    return getattr(f, '__name__', type(f).__name__ if plain else repr(f))
 
 class Lambda(nn.Module):
-    "A layer without parameters that calls `func`; it pickles if `func` does, which a lambda doesn't"
+    "A layer without parameters that calls `func`; it pickles if `func` does"
     def __init__(self,
         func:Callable, # (bs,…) -> whatever the next layer takes
     ):
         super().__init__()
         if not callable(func): raise TypeError(
-            f'Lambda takes a function, got {type(func).__name__}: write its name, without calling it')
+            f'Lambda takes a function, got {type(func).__name__}: '
+            'write its name, without calling it')
         self.func = func
     def forward(self, x): return self.func(x)
     def extra_repr(self): return func_name(self.func)
 
 def flatten(
     x:torch.Tensor, # (bs,…)
-)->torch.Tensor: # (bs,n), n being the numbers in one item; a view where that is possible
+)->torch.Tensor: # (bs,n), n being the numbers in one item; a view if possible
     "`x` as one row an item"
     return x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1)
 
 # %% ../nbs/06_cuda_cnn.ipynb #ffea4718
 def _move_params(m, device):
-    "Move module `m`; returns old parameter -> new one, which for most devices is the same object"
-    held,new = [(o, k, p) for o in m.modules() for k,p in o._parameters.items() if p is not None],{}
+    "Move module `m`; returns old parameter -> new one, mostly the same object"
+    held = [(o._parameters, k, p) for o in m.modules() for k,p in o._parameters.items()]
     m.to(device)
-    for o,k,p in held: o._parameters[k] = new.setdefault(p, o._parameters[k])   # shared ones stay shared
+    new = {}   # shared parameters stay shared
+    for params,k,p in held:
+        if p is not None: params[k] = new.setdefault(p, params[k])
     return new
 
 def _move_state(state, group, device):
-    "One parameter's `state` on `device`, the step counter where torch's optimisers expect it"
+    "One parameter's `state` on `device`, the step counter where torch's optimisers want it"
     if not isinstance(state, dict): return to_device(state, device)
-    stays = () if group.get('fused') or group.get('capturable') else ('step',)   # as in load_state_dict
-    return {k: v if k in stays else to_device(v, device) for k,v in state.items()}
+    moves_all = group.get('fused') or group.get('capturable')   # as in load_state_dict
+    def stays(k): return k == 'step' and not moves_all
+    return {k: v if stays(k) else to_device(v, device) for k,v in state.items()}
 
 def _follow(opt, new, device):
     "Let `opt` hold the parameters that `new` maps its own to, with its state beside them"
     groups,state = getattr(opt, 'param_groups', []),getattr(opt, 'state', {})
     group = {p: g for g in groups for p in g['params']}
     for g in groups: g['params'][:] = [new.get(p, p) for p in g['params']]
-    moved = [(new.get(p, p), _move_state(s, group.get(p, {}), device)) for p,s in state.items()]
-    state.clear(); state.update(moved)
+    moved = {new.get(p, p): _move_state(s, group.get(p, {}), device) for p,s in state.items()}
+    state.clear()
+    state.update(moved)
 
 # %% ../nbs/06_cuda_cnn.ipynb #34041617
 class CudaCallback(Callback):
-    "`begin_fit`: moves model and optimiser; `begin_batch`: puts `run.xb` and `run.yb` on the device"
+    "`begin_fit`: moves model and optimiser; `begin_batch`: moves `run.xb` and `run.yb`"
     at = None   # the device in use; known from begin_fit on
     def __init__(self,
-        device:object=None, # a `torch.device` or its name; None: `default_device()` when the fit begins
+        device:object=None, # a `torch.device` or its name; None: `default_device()` in begin_fit
     ): self.device = device
-    def _find(self): # where a tensor lands: 'cuda' becomes 'cuda:0', which is what tensors there say
+    def _find(self):   # where a tensor lands: 'cuda' becomes 'cuda:0', as tensors there say
         self.at = to_device(torch.empty(0), self.device).device
         return self.at
     def begin_fit(self):
@@ -94,23 +100,27 @@ class BatchTransformXCallback(Callback):
         tfm:Callable, # from a batch of inputs to a batch of inputs, such as `mnist_view`
     ):
         if not callable(tfm): raise TypeError(
-            f'tfm must be a function of a batch, got {type(tfm).__name__}: try view_tfm(1, 28, 28)')
+            f'tfm must be a function of a batch, got {type(tfm).__name__}: '
+            'try view_tfm(1, 28, 28)')
         self.tfm = tfm
     def begin_batch(self): self.run.xb = self.tfm(self.run.xb)
 
 # %% ../nbs/06_cuda_cnn.ipynb #0cfe4505
 def _channels(data):
-    "Channels of one item: C of (C,H,W), and 1 for a flat row or (H,W), which somebody will reshape"
+    "Channels of one item: C of (C,H,W); 1 for a flat row or (H,W), which get reshaped"
     size = tuple(getattr(data.train_ds[0][0], 'shape', ()))
     if len(size) in (1, 2, 3): return size[0] if len(size) == 3 else 1
-    raise ValueError(f'a CNN needs items (C,H,W), (H,W) or flat rows, got shape {size}: reshape them')
+    raise ValueError(
+        f'a CNN needs items (C,H,W), (H,W) or flat rows, got shape {size}: reshape them')
 
 def _check_sizes(nfs, c):
-    "The widths `nfs` as a list; ValueError if they or the number of classes `c` make no model"
+    "The widths `nfs` as a list; ValueError if they or `c` classes make no model"
     nfs = listify(nfs)
     if not nfs or not all(isinstance(n, Integral) and n > 0 for n in nfs): raise ValueError(
-        f'nfs must be the filters of each layer, whole numbers above 0, got {nfs}: try [8, 16, 32, 32]')
-    if c is None: raise ValueError('data.c is None: say how many classes there are, DataBunch(…, c=10)')
+        f'nfs must be the filters of each layer, whole numbers above 0, got {nfs}: '
+        'try [8, 16, 32, 32]')
+    if c is None: raise ValueError(
+        'data.c is None: say how many classes there are, DataBunch(…, c=10)')
     return nfs
 
 # %% ../nbs/06_cuda_cnn.ipynb #8c72be01
@@ -120,10 +130,12 @@ def get_cnn_layers(
     layer:Callable, # `layer(ni, nf, ks, **kw)` makes a layer, such as `conv_layer`
     **kw, # passed on to `layer`: stride, act, norm …
 )->list: # modules, from (bs,channels,h,w) to (bs,c) for any h and w
-    "A `layer` for each of `nfs`, kernel 5 in the first and 3 after it, then average, flatten, `nn.Linear`"
+    "A `layer` for each of `nfs`, kernel 5 in the first and then 3; then average and `nn.Linear`"
     nfs = [_channels(data), *_check_sizes(nfs, data.c)]
-    convs = [layer(ni, nf, 3 if i else 5, **kw) for i,(ni,nf) in enumerate(zip(nfs, nfs[1:]))]
-    return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
+    kernels = [5] + [3]*(len(nfs) - 2)
+    convs = [layer(ni, nf, ks, **kw) for ni,nf,ks in zip(nfs, nfs[1:], kernels)]
+    head = nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)
+    return [*convs, *head]
 
 def get_cnn_model(
     data:object, # a `DataBunch`: its items tell the channels in, its `c` the classes out
@@ -141,12 +153,15 @@ def get_runner(
     model:nn.Module, # what to train
     data:object, # a `DataBunch`
     lr:float=0.6, # learning rate
-    cbs:object=None, # callbacks, and classes or `partial`s that make one; these are called anew each time
-    opt_func:Callable=None, # `opt_func(parameters, lr=lr)`; None: SGD on all of them at once (`foreach`)
+    cbs:object=None, # callbacks, and classes or `partial`s, which are called anew each time
+    opt_func:Callable=None, # `opt_func(parameters, lr=lr)`; None: SGD with `foreach`
     loss_func:Callable=nn.functional.cross_entropy, # `loss_func(pred, yb)` is one number
 )->tuple: # `(learn, run)`, for `run.fit(epochs, learn)`
-    "A `Learner` for `model` and a `Runner` with the callbacks `cbs`"
+    """A `Learner` for `model` and a `Runner` with the callbacks `cbs`. The loss is PyTorch's unless
+    another is given: the number of lesson 03's `cross_entropy`, for more kinds of targets"""
     if next(model.parameters(), None) is None: raise ValueError(
-        f'{type(model).__name__} has no parameters, so nothing to train: give it a layer with weights')
+        f'{type(model).__name__} has no parameters, so nothing to train: '
+        'give it a layer with weights')
     opt = (opt_func or partial(optim.SGD, foreach=True))(model.parameters(), lr=lr)
-    return Learner(model, opt, loss_func, data), Runner([_make(cb) for cb in listify(cbs)])
+    run = Runner([_make(cb) for cb in listify(cbs)])
+    return Learner(model, opt, loss_func, data), run

@@ -19,10 +19,11 @@ from torch.utils import data as torch_data
 
 # %% ../nbs/04_data.ipynb #ab3e4822
 def _idx(raw, ndim):
-    "The array in an IDX file: 00 00, 08 for bytes, `ndim`, the sizes as big-endian uint32, the numbers"
+    "The array in an IDX file: 00 00 08 `ndim`, the sizes as big-endian uint32, the bytes"
     magic,start = bytes([0, 0, 8, ndim]),4 + 4*ndim
     if raw[:4] != magic:
-        raise ValueError(f'begins with {raw[:4].hex(" ") or 0}, not with {magic.hex(" ")} and {ndim} sizes')
+        got = raw[:4].hex(' ') or 0
+        raise ValueError(f'begins with {got}, not with {magic.hex(" ")} and {ndim} sizes')
     size = np.frombuffer(raw, '>u4', ndim, offset=4).tolist()
     return np.frombuffer(raw, np.uint8, offset=start).reshape(size)
 
@@ -44,13 +45,17 @@ def _tensors(x, y):
 def _home(path):
     "The folder to read from, and the advice that ends every error about it"
     env = os.environ.get('MINIFAST_DATA')
-    if path is not None: return Path(path).expanduser(), 'give another path, or none, as MNIST is packaged'
-    if env: return Path(env).expanduser(), 'correct MINIFAST_DATA or unset it, as MNIST is packaged'
-    return files('minifast')/'data'/'mnist', 'reinstall minifast, or give a folder of these files as path'
+    if path is not None:
+        return Path(path).expanduser(), 'give another path, or none, as MNIST is packaged'
+    if env:
+        return Path(env).expanduser(), 'correct MINIFAST_DATA or unset it, as MNIST is packaged'
+    advice = 'reinstall minifast, or give a folder of these files as path'
+    return files('minifast')/'data'/'mnist', advice
 
 def _find(folder, name, advice):
     "The file `name` in `folder`, the gzipped one first"
-    if not folder.is_dir(): raise NotADirectoryError(f'{folder} is not a folder: {advice}')
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is not a folder: {advice}')
     for f in (folder/f'{name}.gz', folder/name):
         if f.is_file(): return f
     raise FileNotFoundError(f'{folder} holds neither {name}.gz nor {name}: {advice}')
@@ -65,32 +70,36 @@ def _check_sha(raw, f, advice):
     "Raise an error unless `raw` is to the last bit what MNIST's file of that name holds"
     sha = hashlib.sha256(raw).hexdigest()
     if sha != _sha256[f.name.removesuffix('.gz')]: raise ValueError(
-        f"{f} isn't MNIST's (SHA-256 {sha[:8]}…): for other data pass check=False, else {advice}")
+        f"{f} isn't MNIST's (SHA-256 {sha[:8]}…): "
+        f'for other data pass check=False, else {advice}')
 
 # %% ../nbs/04_data.ipynb #7127e40a
 def _check_pair(x, y, fx, fy, advice):
     "Raise an error unless the images `x` of file `fx` and the labels `y` of `fy` fit"
-    if len(x) != len(y): raise ValueError(f'{fx} has {len(x):,} images, {fy} has {len(y):,} labels: {advice}')
+    if len(x) != len(y): raise ValueError(
+        f'{fx} has {len(x):,} images, {fy} has {len(y):,} labels: {advice}')
     if len(x) < 6: raise ValueError(f'{fx} has {len(x)} images, the least is 6: {advice}')
-    if y.max() > 9: raise ValueError(f'{fy} has a label {y.max()}, allowed are 0 to 9: {advice}')
+    if y.max() > 9:
+        raise ValueError(f'{fy} has a label {y.max()}, allowed are 0 to 9: {advice}')
 
 def _read(prefix, path, check):
     "Images (n,h,w) and labels (n,) of the files that begin with `prefix`, as checked bytes"
     folder,advice = _home(path)
-    fx,fy = (_find(folder, f'{prefix}-{o}-ubyte', advice) for o in ('images-idx3', 'labels-idx1'))
+    kinds = 'images-idx3', 'labels-idx1'
+    fx,fy = (_find(folder, f'{prefix}-{o}-ubyte', advice) for o in kinds)
     (rx,x),(ry,y) = _load(fx, 3, advice),_load(fy, 1, advice)
     _check_pair(x, y, fx, fy, advice)
-    if check: _check_sha(rx, fx, advice); _check_sha(ry, fy, advice)
+    for raw,f in ((rx, fx), (ry, fy)) if check else (): _check_sha(raw, f, advice)
     return x, y
 
 def get_data(
     part:str='train', # 'train' for training and validation, 'test' for the test images
-    path:str=None, # folder of IDX files, gzipped or not; None: the one in MINIFAST_DATA, else the packaged
-    check:bool=True, # compare the SHA-256 with MNIST's? False for other data of the same form
+    path:str=None, # folder of IDX files, gzipped or not; None: MINIFAST_DATA, else the packaged
+    check:bool=True, # compare the SHA-256 with MNIST's? False for other data of this form
 )->tuple: # `x_train, y_train, x_valid, y_valid`, or `x_test, y_test`
-    "MNIST in new tensors, `x` (n,784) float32 in [0,1], `y` (n,) int64; the last sixth is for validation"
-    if part not in ('train', 'test'):
-        raise ValueError(f"part must be 'train' or 'test', got {part!r}; a folder is given as path=…")
+    "MNIST in new tensors: `x` (n,784) float32 in [0,1], `y` (n,) int64; the last sixth validates"
+    if part not in ('train', 'test'): raise ValueError(
+        f"part must be 'train' or 'test', got {part!r}; a folder is given as path=…")
     x,y = _read('train' if part == 'train' else 't10k', path, check)
     if part == 'test': return _tensors(x, y)
     n = len(x) - len(x)//6   # 50,000 of MNIST's 60,000
@@ -100,18 +109,20 @@ def get_data(
 def normalize(
     x:torch.Tensor, # any shape
     m:float, # the mean: a number, or a tensor that broadcasts to `x`
-    s:float, # the standard deviation, above 0: a number, or a tensor that broadcasts to `x`
+    s:float, # the standard deviation, above 0: a number, or a tensor, as `m`
 )->torch.Tensor: # the shape of `x`
     "`x` minus the mean `m`, divided by the standard deviation `s`"
     if torch.as_tensor(s).gt(0).all(): return (x - m)/s
-    raise ValueError(f'the standard deviation must be above 0, got {s}: equal values have no scale')
+    raise ValueError(
+        f'the standard deviation must be above 0, got {s}: equal values have no scale')
 
 def normalize_to(
     train:torch.Tensor, # training data, floats
     valid:torch.Tensor, # validation data, floats
 )->tuple: # both, normalised
-    "`train` and `valid`, both normalised by the mean and the standard deviation of `train`"
-    if not train.is_floating_point(): raise TypeError(f'train must be floats, got {train.dtype}: use float()')
+    "Both, normalised by the mean and the standard deviation of `train`"
+    if not train.is_floating_point():
+        raise TypeError(f'train must be floats, got {train.dtype}: use float()')
     m,s = train.mean(),train.std()
     return normalize(train, m, s), normalize(valid, m, s)
 
@@ -119,10 +130,11 @@ def normalize_to(
 class Dataset():
     "The pairs `(x[i], y[i])`"
     def __init__(self,
-        x:torch.Tensor, # inputs; a list or an array will do, but only tensors are batched at full speed
+        x:torch.Tensor, # inputs; a list or an array will do, but only tensors are fast
         y:torch.Tensor, # targets, as many as inputs
     ):
-        if len(x) != len(y): raise ValueError(f'x and y must be of one length, got {len(x):,} and {len(y):,}')
+        if len(x) != len(y): raise ValueError(
+            f'x and y must be of one length, got {len(x):,} and {len(y):,}')
         self.x,self.y = x,y
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return self.x[i], self.y[i]
@@ -135,11 +147,13 @@ class Dataset():
 
 # %% ../nbs/04_data.ipynb #0bd81f80
 class _TensorLoader():
-    "Batches of a `Dataset` that holds tensors: one `index_select` each, or a view where the order is kept"
+    "Batches of a `Dataset` of tensors: one `index_select` each, or a view where the order is kept"
     def __init__(self, ds, bs, shuffle, drop_last, generator):
-        self.ds,self.bs,self.shuffle,self.drop_last,self.generator = ds,bs,shuffle,drop_last,generator
+        self.ds,self.bs = ds,bs
+        self.shuffle,self.drop_last,self.generator = shuffle,drop_last,generator
     def __len__(self):
-        return len(self.ds)//self.bs if self.drop_last else -(-len(self.ds)//self.bs)   # down or up
+        full,rest = divmod(len(self.ds), self.bs)
+        return full + (rest > 0 and not self.drop_last)
     def __iter__(self):
         x,y,g = self.ds.x,self.ds.y,self.generator
         if not self.shuffle: return zip(x.split(self.bs)[:len(self)], y.split(self.bs))
@@ -150,8 +164,9 @@ class _TensorLoader():
 # %% ../nbs/04_data.ipynb #8bf703b6
 def _holds_tensors(ds):
     "Is `ds` a `Dataset` of two tensors whose subclass, if any, doesn't change what an item is?"
-    same = all(getattr(type(ds), o, None) is getattr(Dataset, o) for o in ('__getitem__', '__len__'))
-    return same and torch.is_tensor(ds.x) and torch.is_tensor(ds.y)
+    for o in ('__getitem__', '__len__'):
+        if getattr(type(ds), o, None) is not getattr(Dataset, o): return False
+    return torch.is_tensor(ds.x) and torch.is_tensor(ds.y)
 
 def _count(name, n):
     "`n`, a number or a tensor of one, as an int above 0"
@@ -160,43 +175,49 @@ def _count(name, n):
     raise ValueError(f'{name} must be a whole number above 0, got {n!r}')
 
 def _loader(ds, bs, num_workers, kw, **args):
-    "The fast loader where it can be used, else PyTorch's, which takes the keyword arguments `kw` too"
+    "The fast loader where it can be used, else PyTorch's, which takes `kw` too"
     allowed = dict(inspect.signature(torch_data.DataLoader).parameters)
     for k in ('dataset', 'batch_size', 'batch_sampler'): del allowed[k]
     for k in kw:
-        if k not in allowed: raise TypeError(f'DataLoader takes no {k!r}, only bs, {", ".join(allowed)}')
+        if k not in allowed:
+            raise TypeError(f'DataLoader takes no {k!r}, only bs, {", ".join(allowed)}')
     kw = {k:v for k,v in kw.items() if v is not allowed[k].default}
-    if _holds_tensors(ds) and not num_workers and not kw: return _TensorLoader(ds, bs, **args)
+    fast = _holds_tensors(ds) and not num_workers and not kw
+    if fast: return _TensorLoader(ds, bs, **args)
     return torch_data.DataLoader(ds, bs, num_workers=num_workers, **args, **kw)
 
 # %% ../nbs/04_data.ipynb #e2a67cca
 class DataLoader():
-    "Batches of `ds`: taken at one go from a `Dataset` of tensors, through PyTorch's loader from all else"
+    "Batches of `ds`: at one go from a `Dataset` of tensors, else through PyTorch's loader"
     def __init__(self,
         ds:Dataset, # or anything that PyTorch's loader reads
         bs:int=None, # items in a batch; has to be given
-        shuffle:bool=False, # a new order each time? (in order, batches are views: don't change them in place)
+        shuffle:bool=False, # a new order each time? (else batches are views: don't write in them)
         drop_last:bool=False, # leave out a last batch of fewer than `bs` items?
-        generator:torch.Generator=None, # makes the order reproducible; None: torch's global generator
+        generator:torch.Generator=None, # draws the order; None: torch's global generator
         num_workers:int=0, # processes that read; above 0 goes through PyTorch's loader
         batch_size:int=None, # PyTorch's name of `bs`
         **kw, # for PyTorch's loader: collate_fn, sampler, pin_memory …
     ):
-        if None not in (bs, batch_size): raise TypeError(f'got bs {bs} and batch_size {batch_size}: give one')
-        self.dataset,self.bs,self.generator = ds,_count('bs', batch_size if bs is None else bs),generator
+        if None not in (bs, batch_size):
+            raise TypeError(f'got bs {bs} and batch_size {batch_size}: give one')
+        self.dataset,self.generator = ds,generator
+        self.bs = _count('bs', batch_size if bs is None else bs)
         self.args = dict(shuffle=shuffle, drop_last=drop_last, generator=generator)
         self.loader = _loader(ds, self.bs, num_workers, kw, **self.args)
         if hasattr(ds, '__len__') and len(self) == 0: raise ValueError(
-            f'{len(ds)} items, bs {self.bs}, drop_last {drop_last}: no batch, give more or a smaller bs')
+            f'{len(ds)} items, bs {self.bs}, drop_last {drop_last}: no batch, '
+            'give more or a smaller bs')
     def __len__(self): return len(self.loader)
     def __iter__(self): return iter(self.loader)
-    def __repr__(self): return f'DataLoader ({self.dataset}, bs {self.bs}, shuffle {self.args["shuffle"]})'
+    def __repr__(self):
+        return f'DataLoader ({self.dataset}, bs {self.bs}, shuffle {self.args["shuffle"]})'
     def to(self,
         device:torch.device, # or its name
     ): # another DataLoader
         "The same loader over its `Dataset` on `device`, where the batches are then made"
-        if not isinstance(self.loader, _TensorLoader):
-            raise TypeError('this dataset is read item by item through PyTorch: move each batch instead')
+        if not isinstance(self.loader, _TensorLoader): raise TypeError(
+            'this dataset is read item by item through PyTorch: move each batch instead')
         return type(self)(self.dataset.to(device), self.bs, **self.args)
 
 # %% ../nbs/04_data.ipynb #8dfe88c3
@@ -206,42 +227,46 @@ def get_dls(
     bs:int, # items in a training batch
     **kw, # to both loaders, but `drop_last` and `generator` only to that for training
 )->tuple: # training loader, validation loader
-    "Loaders of `train_ds`, shuffled, and of `valid_ds`, complete, in order and with batches twice as large"
+    "Loaders of `train_ds`, shuffled, and of `valid_ds`, in order, in batches twice as large"
     train_dl = DataLoader(train_ds, bs, shuffle=True, **kw)
-    return train_dl, DataLoader(valid_ds, 2*train_dl.bs, **{**kw, 'drop_last':False, 'generator':None})
+    kw = {**kw, 'drop_last':False, 'generator':None}
+    return train_dl, DataLoader(valid_ds, 2*train_dl.bs, **kw)
 
 class DataBunch():
-    "What belongs to one task: loaders for training and validation, and the number of classes `c`"
+    "What belongs to one task: two loaders, and the number of classes `c`"
     def __init__(self,
         train_dl:DataLoader, # training batches
         valid_dl:DataLoader, # validation batches; None: no validation
         c:int=None, # number of classes; a tensor of one number will do
     ):
-        self.train_dl,self.valid_dl,self.c = train_dl,valid_dl,None if c is None else _count('c', c)
+        self.train_dl,self.valid_dl = train_dl,valid_dl
+        self.c = None if c is None else _count('c', c)
     train_ds = property(lambda self: self.train_dl.dataset)
     valid_ds = property(lambda self: self.valid_dl.dataset)
-    def __repr__(self): return f'DataBunch (c {self.c})\n  train {self.train_dl}\n  valid {self.valid_dl}'
+    def __repr__(self):
+        return f'DataBunch (c {self.c})\n  train {self.train_dl}\n  valid {self.valid_dl}'
     def to(self,
         device:torch.device, # or its name
     ): # another DataBunch
         "The same with all data on `device`"
-        dls = [dl if dl is None else dl.to(device) for dl in (self.train_dl, self.valid_dl)]
-        return type(self)(*dls, self.c)
+        def moved(dl): return dl if dl is None else dl.to(device)
+        return type(self)(moved(self.train_dl), moved(self.valid_dl), self.c)
 
 # %% ../nbs/04_data.ipynb #6c617e7f
 class view_tfm():
-    "A function that can be pickled, from a batch (bs, …) to the same numbers as (bs, *size)"
+    "A function from a batch (bs, …) to the same numbers as (bs, *size); it pickles"
     def __init__(self,
         *size, # the shape of one item in whole numbers, one of which may be -1
     ):
-        if not all(hasattr(o, '__index__') for o in size):
-            raise TypeError(f'sizes must be whole numbers, as in view_tfm(1, 28, 28), got {size}')
+        if not all(hasattr(o, '__index__') for o in size): raise TypeError(
+            f'sizes must be whole numbers, as in view_tfm(1, 28, 28), got {size}')
         self.size = size
     def __repr__(self): return f'view_tfm{self.size}'
     def __call__(self, x):
         try: return x.reshape(len(x), *self.size)
-        except RuntimeError: raise ValueError(f"{self} doesn't fit items of shape {tuple(x.shape[1:])}: the "
-                                              f'sizes must multiply to {x[:1].numel()}') from None
+        except RuntimeError:
+            raise ValueError(f"{self} doesn't fit items of shape {tuple(x.shape[1:])}: "
+                             f'the sizes must multiply to {x[:1].numel()}') from None
 
 def mnist_view(
     x:torch.Tensor, # (bs,784)

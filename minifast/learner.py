@@ -14,8 +14,10 @@ from torch import nn, optim
 def _brief(o):
     "What `o` is in a few words"
     name = getattr(o, '__name__', type(o).__name__)
-    if isinstance(o, nn.Module): return f'{name}, {sum(p.numel() for p in o.parameters()):,} parameters'
-    if isinstance(o, optim.Optimizer): return f'{name}, lr {", ".join(str(g["lr"]) for g in o.param_groups)}'
+    if isinstance(o, nn.Module):
+        return f'{name}, {sum(p.numel() for p in o.parameters()):,} parameters'
+    if isinstance(o, optim.Optimizer):
+        return f'{name}, lr {", ".join(str(g["lr"]) for g in o.param_groups)}'
     return name
 
 class Learner():
@@ -27,7 +29,8 @@ class Learner():
         data:object, # a `DataBunch`, or anything with `train_dl` and `valid_dl`
     ): self.model,self.opt,self.loss_func,self.data = model,opt,loss_func,data
     def __repr__(self):
-        return '\n  '.join([type(self).__name__, *(f'{k:<9} {_brief(v)}' for k,v in vars(self).items())])
+        rows = [f'{k:<9} {_brief(v)}' for k,v in vars(self).items()]
+        return '\n  '.join([type(self).__name__, *rows])
 
 # %% ../nbs/04a_learner.ipynb #4d1f9102
 def get_model(
@@ -37,9 +40,11 @@ def get_model(
 )->tuple: # model, optimiser
     "Linear, ReLU, Linear from the rows of `data` to its `c` classes, and SGD for it"
     size = tuple(data.train_ds[0][0].shape)
-    if len(size) != 1: raise ValueError(f'get_model needs flat rows, got items of shape {size}: flatten them')
+    if len(size) != 1:
+        raise ValueError(f'get_model needs flat rows, got items of shape {size}: flatten them')
     for k,n in {'nh': nh, 'c, the number of classes of data,': data.c}.items():
-        if not isinstance(n, Integral) or n < 1: raise ValueError(f'{k} must be an int above 0, got {n}')
+        if not isinstance(n, Integral) or n < 1:
+            raise ValueError(f'{k} must be an int above 0, got {n}')
     model = nn.Sequential(nn.Linear(*size, nh), nn.ReLU(), nn.Linear(nh, data.c))
     return model, optim.SGD(model.parameters(), lr=lr)
 
@@ -47,10 +52,12 @@ def get_model(
 def _check_funcs(model_func, loss_func):
     "Raise an error unless both are functions, and the first one isn't a model"
     if isinstance(model_func, nn.Module) or not callable(model_func): raise TypeError(
-        f'model_func must be a function that makes model and optimiser, got {_brief(model_func)}: '
+        f'model_func must be a function that makes model and optimiser, '
+        f'got {_brief(model_func)}: '
         'for a model that exists write Learner(model, opt, loss_func, data)')
     if not callable(loss_func): raise TypeError(
-        f'loss_func must be a function, got {_brief(loss_func)}: the order is (model_func, loss_func, data)')
+        f'loss_func must be a function, got {_brief(loss_func)}: '
+        'the order is (model_func, loss_func, data)')
 
 def create_learner(
     model_func:Callable, # `model_func(data)` returns a model and its optimiser
@@ -60,9 +67,9 @@ def create_learner(
     "A `Learner` with the model and the optimiser that `model_func` makes for `data`"
     _check_funcs(model_func, loss_func)
     made = model_func(data)
-    if not isinstance(made, (tuple, list)) or len(made) != 2:
-        raise TypeError(f'model_func must return the pair (model, opt), but {_brief(model_func)} returned '
-                        f'{_brief(made)}: end it with return model, opt')
-    if isinstance(made[0], nn.Module) and not list(made[0].parameters()):
-        raise ValueError(f'the model that {_brief(model_func)} made has no parameters, so nothing to train')
+    if not isinstance(made, (tuple, list)) or len(made) != 2: raise TypeError(
+        f'model_func must return the pair (model, opt), but {_brief(model_func)} '
+        f'returned {_brief(made)}: end it with return model, opt')
+    if isinstance(made[0], nn.Module) and not list(made[0].parameters()): raise ValueError(
+        f'the model that {_brief(model_func)} made has no parameters, so nothing to train')
     return Learner(*made, loss_func, data)

@@ -426,7 +426,7 @@ def readme_is_index(src, tmp):
     if r.returncode: yield r.stdout + r.stderr
 
 def ruff(src, tmp):
-    "Unused imports, undefined names, long lines (`module_size` sees to those of modules): see pyproject.toml"
+    "Unused imports, undefined names, long lines (`sizes` sees to those of modules): see pyproject.toml"
     args = ['--no-cache', '--config', root/'pyproject.toml', '--output-format', 'concise']
     r = sh(tool('ruff'), 'check', *args, src, cwd=src)
     if r.returncode: yield r.stdout + r.stderr
