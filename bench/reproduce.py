@@ -7,8 +7,9 @@
 Writes reproduce.md and reproduce.png. Each training is kept as a line of reproduce.jsonl as soon as it is
 done, so a run that was broken off goes on from there; two at once, one with --only figures and one with
 --only ablation, share the file. --other NAME trains the figures once more, with whatever kernels this
-process has, into reproduce-NAME.jsonl: where that changes a verdict, the table says so. All of it takes about an hour of one core; --quick (a few images,
-two seeds) shows in half a minute that everything runs, its numbers say nothing."""
+process has, into reproduce-NAME.jsonl: where that changes a verdict, the table says so. All of it takes
+about an hour of one core; --quick (a few images, two seeds) shows in half a minute that everything runs,
+its numbers say nothing."""
 import argparse
 import json
 import platform
@@ -451,16 +452,16 @@ def processor():
 def where(store, args):
     "In words: what the notes were measured with"
     def all_of(k, store): return ', '.join(sorted({o[k] for o in store.read().values()}))
-    second = ''.join(f" Verdicts were looked at a second time on {all_of('machine', o)}, but for batches of two."
-                     for o in others(args).values())
+    again = [all_of('machine', o) for o in others(args).values()]
+    on = f" *Lower* was looked at once more, but for batches of two, on {', '.join(again)}."
     return (f"{all_of('machine', store)}, one thread, PyTorch {all_of('torch', store)}, "
-            f"Python {all_of('python', store)}.{second}")
+            f"Python {all_of('python', store)}.{on if again else ''}")
 
 
 def options():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', choices=['figures', 'ablation'], help='train for one part, and write nothing')
-    p.add_argument('--other', metavar='NAME', help='train the figures once more, into reproduce-NAME.jsonl')
+    p.add_argument('--other', metavar='NAME', help='the figures once more, into reproduce-NAME.jsonl')
     p.add_argument('--seeds', type=int, default=5, help='how many, from 1 on (default 5)')
     p.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the three files')
     p.add_argument('--quick', action='store_true', help='600 images, an epoch, 2 seeds; needs another --out')

@@ -47,11 +47,32 @@ def test_it_goes_on_where_it_was_broken_off(quick, tmp_path):
     assert ', seed ' not in r.stdout and store.read_text().splitlines() == after
 
 def test_the_committed_table_is_what_the_committed_notes_say(tmp_path):
-    shutil.copy(bench/'reproduce.jsonl', tmp_path)
+    for p in bench.glob('reproduce*.jsonl'): shutil.copy(p, tmp_path)
     r = reproduce('--out', tmp_path)
     assert ', seed ' not in r.stdout and 'not explained' not in r.stdout
     for name in ('reproduce.jsonl', 'reproduce.md'):
         assert (tmp_path/name).read_bytes() == (bench/name).read_bytes()
+
+def test_a_verdict_that_other_kernels_change_is_said(quick, tmp_path):
+    "All notes of other kernels a little better or worse than printed, so that verdicts change"
+    for acc in (0, 1):
+        shutil.copy(quick[0]/'reproduce.jsonl', tmp_path)
+        notes = [json.loads(o) for o in (quick[0]/'reproduce.jsonl').read_text().splitlines()]
+        for _, note in notes:
+            for epoch in note.get('epochs', []): epoch[3] = acc
+        lines = [json.dumps([key, {**note, 'machine': 'Another'}]) for key, note in notes]
+        (tmp_path/'reproduce-some.jsonl').write_text('\n'.join(lines))
+        r = reproduce('--quick', '--out', tmp_path)
+        text = (tmp_path/'reproduce.md').read_text(encoding='utf-8')
+        assert ', seed ' not in r.stdout and 'but for batches of two, on Another.' in text
+        says = ['With SOME kernels .000 ± .000, which is lower.', 'With SOME kernels 1.000 ± .000, which is not lower.']
+        assert says[1-acc] not in text and (acc == 0 or says[acc] in text)
+
+def test_other_kernels_have_a_file_of_their_own(tmp_path):
+    reproduce('--quick', '--out', tmp_path, '--other', 'some')
+    assert [p.name for p in tmp_path.iterdir()] == ['reproduce-some.jsonl']
+    notes = [json.loads(o)[1] for o in (tmp_path/'reproduce-some.jsonl').read_text().splitlines()]
+    assert len(notes) > 20 and all(' with ' in o['machine'] for o in notes)
 
 def test_the_words_under_the_recipes_are_true():
     "Means of the second committed table, as its text compares them"
