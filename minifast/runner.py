@@ -273,9 +273,10 @@ class EarlyStoppingCallback(Callback):
             higher_is_better = not any(o in monitor for o in ('loss', 'error'))
         self.monitor,self.patience,self.min_delta = monitor,patience,min_delta
         self.sign = 1 if higher_is_better else -1
-        self.begin_fit()
+        self._forget()
 
-    def begin_fit(self): self.best,self.best_epoch,self.stopped = -math.inf,-1,None
+    def _forget(self): self.best,self.best_epoch,self.stopped = -math.inf,-1,None
+    def begin_fit(self): self._forget()
 
     def after_epoch(self):
         v = self.sign*self._value()   # nan is never an improvement

@@ -858,6 +858,17 @@ def test_stopping_by_a_column_there_isnt(monitor):
     assert f"there is no column {monitor!r}, only {', '.join(COLUMNS[1:-1])}\n" in said
 
 
+def test_what_stopping_found_can_be_read_before_a_fit():
+    class Mine(EarlyStoppingCallback):
+        def begin_fit(self):
+            super().begin_fit()
+            self.total = self.run.epochs                   # a run is there in a fit, and not before
+    stop = Mine()
+    assert (stop.stopped, stop.best_epoch) == (None, -1)
+    quiet(AvgStatsCallback(), stop).fit(1, make_learner())
+    assert stop.total == 1 and stop.best_epoch == 0
+
+
 @pytest.mark.parametrize('kw', [{'patience': 0}, {'patience': -1}, {'min_delta': -.1}])
 def test_stopping_with_no_sense(kw):
     with pytest.raises(ValueError, match='^patience must be at least 1 and min_delta at least 0, got'):
