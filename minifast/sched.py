@@ -112,7 +112,7 @@ def _check_pname(cb):
         has = [k for k in pg if k != 'params'] + ['momentum']*('betas' in pg)
         if cb.pname not in has: raise ValueError(
             f"{type(cb.opt).__name__} has no {cb.pname!r}: choose one of {', '.join(has)}")
-    setters = [o for o in cb.run.cbs if isinstance(o, (ParamScheduler, LR_Find))]
+    setters = [o for o in cb.run.cbs if hasattr(type(o), 'pname')]   # their classes say so
     who = [type(o).__name__ for o in setters if o.pname == cb.pname]
     if len(who) > 1: raise ValueError(
         f'{" and ".join(who)} would both set {cb.pname!r}: leave one out')
@@ -121,6 +121,7 @@ def _check_pname(cb):
 class ParamScheduler(Callback):
     "`begin_batch` in training: sets the optimiser's `pname` to what the schedule says at `run.pos`"
     _order = 1
+    pname = None   # what it sets
     def __init__(self,
         pname:str, # 'lr', 'momentum', 'weight_decay', … as in the optimiser's param_groups
         sched_funcs:object, # a function of pos, or a list with one for each parameter group
