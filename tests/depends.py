@@ -31,6 +31,7 @@ def trains(o):
 
 def measures(o):
     "Does `o` itself read a clock, or count memory?"
+    if isinstance(o, ast.Subscript): return getattr(o.slice, 'value', '') == 'seconds'   # a column of the table
     if isinstance(o, ast.Call) and last_name(o.func) in ('run_line_magic', 'run_cell_magic'):
         return getattr(o.args[0], 'value', '').startswith('time')
     return isinstance(o, ast.Call) and last_name(o.func) in CLOCKS
@@ -74,9 +75,9 @@ def in_pairs(o):
             *(ast.Assign([t], ast.Name(k, ast.Load())) for t, k in zip(to, kept))]
 
 class Flow:
-    "Follows what `enters` finds through the cells of one notebook, in order"
-    def __init__(self, trees, enters):
-        self.enters, self.made, self.tainted, self.asserted = enters, {}, set(), []
+    "Follows what `enters` finds through the cells of one notebook, in order; does it change what it is given?"
+    def __init__(self, trees, enters, changes=False):
+        self.enters, self.changes, self.made, self.tainted, self.asserted = enters, changes, {}, set(), []
         self.defs = {}   # name -> functions; '.name' -> methods
         for t in trees:
             for c in (c for c in ast.walk(t) if isinstance(c, ast.ClassDef)):
@@ -140,7 +141,7 @@ class Flow:
         into = [n for n in nodes if isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store)]
         parts = {n.id for t in into for n in ast.walk(t) if isinstance(n, ast.Name)}
         if hit and isinstance(o, ast.Assert): self.asserted.append(o)
-        if enters: self.tainted |= self.changed(set(read(o)))
+        if enters and self.changes: self.tainted |= self.changed(set(read(o)))
         if hit: self.tainted |= {*bound, *parts, *self.receivers(nodes)}
         else: self.tainted -= bound
         of = set(read(o))
@@ -160,6 +161,6 @@ class Flow:
 def kinds(sources):
     "For the sources of a notebook's code cells, in order: 'trained', 'measured' or 'fixed'"
     trees = [parse(s) for s in sources]
-    training, clock = Flow(trees, trains), Flow(trees, measures)
+    training, clock = Flow(trees, trains, changes=True), Flow(trees, measures)
     return ['trained' if t else 'measured' if m else 'fixed'
             for t, m in [(training.cell(t), clock.cell(t)) for t in trees]]

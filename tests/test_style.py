@@ -7,8 +7,8 @@ from statistics import median
 from types import SimpleNamespace as NS
 
 import pytest
+from depends import Flow, measures, parse
 from helpers import cfg, root
-from IPython.core.inputtransformer2 import TransformerManager
 
 site = f"{cfg['user']}/{cfg['repo']}"
 env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}   # with it, nbdev exports nothing, silently
@@ -17,11 +17,6 @@ env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}   # with it, nbdev
 # --- what the rules look at: modules and notebooks as plain objects
 
 def text(s): return ''.join(s) if isinstance(s, list) else s or ''
-
-def parse(src):
-    "The syntax tree of a cell; magics become calls, and a cell that isn't Python is empty"
-    try: return ast.parse(TransformerManager().transform_cell(src))
-    except SyntaxError: return ast.parse('')
 
 def notebook(name, cells, size=0):
     cells = [NS(i=i, kind=c['cell_type'], src=text(c['source']), outs=c.get('outputs', []),
@@ -207,46 +202,13 @@ def seeded(nb):
         if kinds[:1] == ['fit'] and not sown: yield f'cell {c.i}: no set_seed above its fit'
         sown = 'fit' not in kinds if kinds else sown
 
-CLOCK = {'perf_counter', 'perf_counter_ns', 'process_time', 'monotonic', 'time', 'timeit', 'default_timer'}
-
-def timed(o, late):
-    "Does the expression `o` read a clock, the column `seconds`, or one of the names `late`?"
-    column = any(getattr(k.slice, 'value', 0) == 'seconds' for k in ast.walk(o) if isinstance(k, ast.Subscript))
-    own = {n.id for k in ast.walk(o) if isinstance(k, ast.comprehension) and not timed(k.iter, late)
-           for n in ast.walk(k.target) if isinstance(n, ast.Name)}
-    return column or words(o) & (late - own) or any(called(c) in CLOCK for c in calls(o))
-
-def bindings(o):
-    "(target, the expression that it gets a value from) of the node `o`; `a, b = 1, 2` is two"
-    if isinstance(o, (ast.For, ast.comprehension)): yield o.target, o.iter
-    if isinstance(o, (ast.AugAssign, ast.NamedExpr)): yield o.target, o.value
-    if isinstance(o, ast.Call) and called(o) in ('append', 'extend'): yield o.func.value, o
-    for to in o.targets if isinstance(o, ast.Assign) else ():
-        both = [getattr(k, 'elts', ()) for k in (to, o.value)]
-        yield from zip(*both) if isinstance(to, ast.Tuple) and len(both[0]) == len(both[1]) else [(to, o.value)]
-
-def from_clocks(tree, late):
-    "Add to the names `late` those that a clock gives a value in `tree`, in order; take off those set anew"
-    for o in ast.iter_child_nodes(tree):
-        if isinstance(o, ast.FunctionDef):   # late if what it returns is
-            ends = [k.value for k in ast.walk(o) if isinstance(k, (ast.Return, ast.Yield)) and k.value]
-            inside = from_clocks(ast.Module(o.body, []), set(late))
-            if any(timed(k, inside) for k in ends): late.add(o.name)
-            continue
-        for to, value in [(to, timed(value, late)) for to, value in bindings(o)]:
-            names = {n.id for n in ast.walk(to) if isinstance(n, ast.Name)}
-            if value: late |= names
-            elif isinstance(o, (ast.Assign, ast.For)) and isinstance(to, (ast.Name, ast.Tuple)): late -= names
-        from_clocks(o, late)
-    return late
-
 def no_time_asserted(nb):
     "No assertion rests on a clock: a busy machine would fail it"
-    late = set()
+    flow = Flow([c.tree for c in nb.code], measures)
     for c in nb.code:
-        from_clocks(c.tree, late)
-        for o in (o for o in ast.walk(c.tree) if isinstance(o, ast.Assert)):
-            if timed(o.test, late): yield f'cell {c.i}: `{ast.unparse(o.test)[:60]}` rests on a clock'
+        flow.asserted.clear()
+        flow.cell(c.tree)
+        for o in flow.asserted: yield f'cell {c.i}: `{ast.unparse(o.test)[:60]}` rests on a clock'
 
 def no_marks(nb):
     "What depends on a training or a clock, tests/test_notebooks.py finds by itself"
