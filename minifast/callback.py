@@ -41,6 +41,7 @@ def _hides(cb, k):
 class Callback:
     "Acts at a Runner's events; an attribute that it lacks is looked up on the run"
     _order = 0   # callbacks act in ascending `_order`, ties as they were given
+    needs_fit = False   # True: its begin_batch makes no sense without its begin_fit
 
     def set_runner(self,
         run:object, # the Runner whose events this callback acts on

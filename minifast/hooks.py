@@ -36,8 +36,8 @@ class _WeakCall:
         if not hook or not hook.active: return
         try: hook.stored = hook.f(hook, mod, inp, outp)
         except Exception as e:
-            how = getattr(hook.f, 'called_as', hook.called_as)
-            add_note(e, f'in hook {self.func} on {type(mod).__name__}, called as {how}')
+            at = f'on {type(mod).__name__}, called as {hook.called_as}'
+            add_note(e, f'in hook {self.func} {at}')
             raise
     def __reduce__(self): return _WeakCall,()
 

@@ -20,7 +20,6 @@ from .callback import listens
 from .core import ListContainer, listify, to_floats
 from .hooks import children, first_tensor
 from .init import GeneralRelu
-from .sched import LR_Find
 from .sweep import snapshot
 
 # %% ../nbs/07a_lsuv.ipynb #9fc3de21
@@ -77,7 +76,7 @@ def get_batch(
     run = copy.copy(run)   # with callbacks of its own
     run.in_train = False
     cbs = [cb for cb in run.cbs if listens(cb, 'begin_batch')]
-    cbs = [cb for cb in cbs if not isinstance(cb, LR_Find)]
+    cbs = [cb for cb in cbs if not getattr(cb, 'needs_fit', False)]
     cbs.sort(key=lambda cb: cb._order)
     with snapshot(dl):
         batch = next(iter(dl), None)

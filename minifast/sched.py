@@ -238,6 +238,7 @@ class LR_Find(Callback):
     "A sweep of `max_iter` batches at rising rates, after which all but the records is as before"
     # Smith 2015, Cyclical learning rates for training neural networks, 3.3: arXiv 1506.01186
     _order = 70   # last, so that the Recorder has noted the batch after which the sweep ends
+    needs_fit = True
     pname = 'lr'
     def __init__(self,
         max_iter:int=100, # batches, at least 2
