@@ -16,11 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+
 from .callback import listens
 from .core import ListContainer, listify, to_floats
 from .hooks import children, first_tensor
 from .init import GeneralRelu
 from .sweep import snapshot
+from .telemetry import moments
 
 # %% ../nbs/07a_lsuv.ipynb #9fc3de21
 class _StoredShift(GeneralRelu):
@@ -95,10 +97,9 @@ _NO_NUMBERS = MeanStd(math.nan, math.nan)
 
 def _measure(out):
     "Mean and std of all numbers in `out`, in double precision where there is one"
-    t = out.to(torch.float32 if out.device.type == 'mps' else torch.float64, copy=True)
-    mean = t.mean()
-    std = torch.linalg.vector_norm(t.sub_(mean))/math.sqrt(max(t.numel() - 1, 1))
-    return MeanStd(*to_floats([mean, std]))
+    t = out.flatten().to(torch.float32 if out.device.type == 'mps' else torch.float64)
+    mean,squares = moments(t)
+    return MeanStd(*to_floats([mean, (squares/max(len(t) - 1, 1))**.5]))
 
 def _illness(out, now, inputs):
     "Why no scale and shift can mend `out`, measured as `now`; '' if they may"
