@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from helpers import cfg, root
-from test_notebooks import run, said
+from lessons import run
+from test_notebooks import said
 
 version = cfg['version']
 modules = sorted(p.stem for p in (root/'minifast').glob('[!_]*.py') if p.stem != 'all')
@@ -236,14 +237,13 @@ def newer(tmp_path_factory):
 
 @pytest.mark.parametrize('where', ['', 'terminal', 'notebook'])
 @pytest.mark.parametrize('version', ['as it is', 'newer'])
-def test_bars(where, version, env, request, tmp_path, monkeypatch):
+def test_bars(where, version, env, request, tmp_path):
     folder = str(request.getfixturevalue('newer')) if version == 'newer' else ''
     if where == 'notebook':   # bars need a kernel
         lib = next(p for p in env.parent.rglob('lent.pth')).parent
-        monkeypatch.setenv('PYTHONPATH', f'{folder}{os.pathsep}{lib}')
         nb = new_notebook(cells=[new_code_cell(FIT.replace('WHERE', ''))])
         nbformat.write(nb, tmp_path/'x.ipynb')
-        nb, error = run(tmp_path/'x.ipynb')
+        nb, error = run(tmp_path/'x.ipynb', dict(PYTHONPATH=f'{folder}{os.pathsep}{lib}'))
         out, _, bad = said(nb.cells[0])
         assert not error and not bad and 'train_loss' in str([o.get('data') for o in nb.cells[0].outputs])
     else:
