@@ -116,7 +116,7 @@ def test_on_another_machine(name, variant, jobs):
 # --- the comparison itself
 
 SAME = [('', ''), ('loss 0.5123', 'loss 0.5124'), ('1e-06', '2.3e-7'), ('[1., 2.5]', '[1.,  2.5]'),
-        ('-0.0000012', '0.'), ('ok  98\n', 'ok 98'), ('nan', 'nan'), ('1.234e-3', '1.235e-3'), ('0.9999', '1.0000'),
+        ('-0.0000012', '0.0'), ('ok  98\n', 'ok 98'), ('nan', 'nan'), ('1.234e-3', '1.235e-3'), ('0.9999', '1.0000'),
         ('epoch  loss  seconds\n0  0.31  1.2\n1  0.2  12.7', 'epoch loss seconds\n0 0.31 9\n1 0.2 1'),
         ('| norm | loss | seconds |\n| bn | 0.31 | 1.2 |', '| norm | loss | seconds |\n| bn | 0.31 | 7.3 |')]
 OTHER = [('ok', 'OK'), ('98 batches', '97 batches'), ('loss 0.512', 'loss 0.513'), ('0.5123', '0.5125'), ('0.5123', '0.512'),
