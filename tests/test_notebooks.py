@@ -1,5 +1,5 @@
 """Every notebook runs from top to bottom in a fresh kernel and says what its committed outputs say; and its
-assertions hold as if on another machine (`--robust`: on sixteen).
+assertions hold as if on another machine (`--robust`: on fifteen).
 
 What depends on a training, or on a clock, isn't compared by its digits: `tests/depends.py` finds out which
 cells these are, by following names. Such a cell has to run, to say something where it did, and to draw as many
