@@ -187,6 +187,11 @@ def _skips(run, event):
     with _CancelsEnd(run, 'after_cancel_batch'): skip = run(event)
     return skip
 
+def _broken_off(run, e):
+    "A batch has ended by `e`: no gradients are left, and an error says where it was"
+    if isinstance(e, Exception): _explain(e, run)
+    run.opt.zero_grad()
+
 def _keeps(run, event):
     "Does a callback raise CancelStep at `event`, to keep the gradients for a later step?"
     try: run(event)
@@ -219,8 +224,7 @@ class TrainingLoop(CallbackList):
         self.iters = 1
         self.fitting = self.in_train = self.completed = False
         super().__init__(cbs, cb_funcs)
-    def __getstate__(self): # a copy isn't in the middle of a fit
-        return {**super().__getstate__(), 'fitting': False}
+    def __getstate__(self): return {**super().__getstate__(), 'fitting': False}   # of a copy
 
     def fit(self,
         epochs:int, # passes over the training loader, from 0 up
@@ -263,23 +267,24 @@ class TrainingLoop(CallbackList):
         "Predict and, in training, update; `after_batch` runs whatever happens"
         self.xb,self.yb,self.pred,self.loss,self.completed = xb,yb,None,None,False
         on = self._on
-        cancels_end = _CancelsEnd(self, 'after_cancel_batch')
-        with cancels_end, _Always(self, 'after_batch'), cancels_end:
-            try:
-                if on['begin_batch']: self('begin_batch')
-                self.pred = self.model(self.xb)
-                if on['after_pred']: self('after_pred')
-                self.loss = self.loss_func(self.pred, self.yb)
-                if on['after_loss']: self('after_loss')
-                if self.in_train:
-                    self.loss.backward()
-                    if not (on['after_backward'] and _keeps(self, 'after_backward')):
-                        self.opt.step()
-                        if on['after_step']: self('after_step')
-                        self.opt.zero_grad()
-                    self.n_iter += 1
-                self.completed = True
-            except Exception as e:
-                _explain(e, self)
-                self.opt.zero_grad()
-                raise
+        try:
+            if on['begin_batch']: self('begin_batch')
+            self.pred = self.model(self.xb)
+            if on['after_pred']: self('after_pred')
+            self.loss = self.loss_func(self.pred, self.yb)
+            if on['after_loss']: self('after_loss')
+            if self.in_train:
+                self.loss.backward()
+                if not (on['after_backward'] and _keeps(self, 'after_backward')):
+                    self.opt.step()
+                    if on['after_step']: self('after_step')
+                    self.opt.zero_grad()
+                self.n_iter += 1
+            self.completed = True
+        except BaseException as e:
+            _broken_off(self, e)
+            cancels_end = _CancelsEnd(self, 'after_cancel_batch')
+            with cancels_end, _Always(self, 'after_batch'), cancels_end: raise
+        else:
+            if on['after_batch']:
+                with _CancelsEnd(self, 'after_cancel_batch'): self('after_batch')

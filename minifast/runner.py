@@ -95,12 +95,13 @@ def n_items(
     run:object, # a Runner: its batch at hand is `yb`, `pred`, `xb`
 )->int: # how many items the batch has, by the first of these three that says it
     "A tensor has a row for each item; a list has an element, or tensors of one length"
-    n = _first(_count(getattr(run, k, None)) for k in ('yb', 'pred', 'xb'))
-    if n is None: raise TypeError(
+    for k in ('yb', 'pred', 'xb'):
+        n = _count(getattr(run, k, None))
+        if n is not None: return n
+    raise TypeError(
         f"can't tell how many items a batch has from yb {describe(run.yb)}, pred "
         f'{describe(run.pred)} and xb {describe(run.xb)}: let one of them be a tensor (bs,…), or a '
         'list with an element for each item')
-    return n
 
 def _measure(m, pred, yb):
     "The value of metric `m`; an error says which metric it was, and of what"
