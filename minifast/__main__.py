@@ -356,10 +356,16 @@ def add_train(sub):
         help='file for the first picture, .png, .pdf or .svg; the others are put beside it')
 
 
+def say(line):
+    "Write `line` to stderr, if there is one"
+    if sys.stderr is not None: print(line, file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
     "Says what is wrong in one line"
     def error(self, message):
-        self.exit(2, f'{self.prog}: {message}; {self.prog} --help says what can be given\n')
+        say(f'{self.prog}: {message}; {self.prog} --help says what can be given')
+        sys.exit(2)
 
 
 def parser():
@@ -388,8 +394,8 @@ def run_command(argv):
 
 
 def fail(message, status):
-    "Say on stderr what went wrong; returns `status`"
-    print(f'minifast: {message}', file=sys.stderr)
+    "Say what went wrong; returns `status`"
+    say(f'minifast: {message}')
     return status
 
 

@@ -255,8 +255,8 @@ def test_a_damaged_package_says_reinstall(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='train-images.*reinstall minifast'): get_data()
 
 
-@pytest.mark.parametrize('part, n_parts', [('train', 2), ('test', 1)])
-def test_what_makes_it_quick(part, n_parts, monkeypatch):
+@pytest.mark.parametrize('part, n_parts, n_images', [('train', 2, 60_000), ('test', 1, 10_000)])
+def test_what_makes_it_quick(part, n_parts, n_images, monkeypatch):
     "Each file is read, unpacked and summed up once, each part divided at one go, and no image is touched alone"
     calls = []
     def count(owner, name, was):
@@ -267,7 +267,7 @@ def test_what_makes_it_quick(part, n_parts, monkeypatch):
     try: get_data(part)
     finally: sys.setprofile(None)
     assert calls == ['decompress']*2 + ['sha256']*2 + ['true_divide']*n_parts
-    assert len(n) < 2000
+    assert len(n) < n_images/3   # 70 where gzip unpacks in C, thousands in Python 3.10
 
 
 # ---------------------------------------------------------------- normalize

@@ -129,6 +129,7 @@ def test_get_model_refuses_what_is_no_tensor(x, kind):
     with pytest.raises(ValueError, match=rf'needs flat rows, got items of type {kind}:'): get_model(data)
 
 
+@pytest.mark.filterwarnings('ignore:Lazy modules are a new feature:UserWarning')   # in PyTorch 2.1
 def test_the_repr_of_odd_models_and_optimisers():
     "A rate that is a tensor is shown as a number; weights that aren't there yet don't count"
     class NoRate(optim.Optimizer):

@@ -399,6 +399,7 @@ def test_the_data_that_another_callback_had_put_in_place():
     assert run.data is mine
 
 
+@pytest.mark.filterwarnings('ignore:Lazy modules are a new feature:UserWarning')   # in PyTorch 2.1
 def test_a_layer_without_weights_yet_is_told_before_the_sweep():
     learn = learner()
     learn.model.append(nn.LazyBatchNorm1d())
