@@ -98,9 +98,9 @@ def _check_fit(epochs, learn):
         _check_loader(k, getattr(learn.data, k))
 
 def _tell_epoch(dl, epoch):
-    "Call `set_epoch` of `dl` and its samplers where they have it: their order depends on it"
-    batches = getattr(dl, 'batch_sampler', None)
-    objs = dl,getattr(dl, 'sampler', None),batches,getattr(batches, 'sampler', None)
+    "Call `set_epoch` of `dl`, its dataset and samplers where they have it: order depends on it"
+    parts = [getattr(dl, k, None) for k in ('dataset', 'sampler', 'batch_sampler')]
+    objs = dl,*parts,getattr(parts[-1], 'sampler', None)
     for o in {id(o): o for o in objs}.values():
         if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
 

@@ -25,7 +25,8 @@ from .loop import TrainingLoop
 class TrainEvalCallback(Callback):
     "`begin_epoch`: training mode, `begin_validate`: evaluation mode, `after_fit`: as it was"
     _order = -10
-    def begin_fit(self): self.modes = [(m, m.training) for m in self.model.modules()]
+    def begin_fit(self): # frozen TorchScript has no mode
+        self.modes = [(m, m.training) for m in self.model.modules() if hasattr(m, 'training')]
     def begin_epoch(self): self.model.train()
     def begin_validate(self): self.model.eval()
     def after_fit(self):

@@ -653,7 +653,11 @@ def of_own_batches(ds, order):
     order.__class__ = type('Batches', (Order,), {'__iter__': lambda self: iter([[0, 1], [2]]), '__len__': lambda self: 2})
     return TorchLoader(ds, batch_sampler=order)
 
-@pytest.mark.parametrize('loader', [of_sampler, of_batch_sampler, of_own_batches, lambda ds, order: order])
+def of_dataset(ds, order):
+    order.__class__ = type('Items', (Order,), {'__getitem__': lambda self, i: ds[i]})
+    return TorchLoader(order, batch_size=4)
+
+@pytest.mark.parametrize('loader', [of_sampler, of_batch_sampler, of_own_batches, of_dataset, lambda ds, order: order])
 def test_a_sampler_is_told_the_epoch(loader):
     order = OrderedLoader(3) if loader.__name__ == '<lambda>' else Order()
     learn = make_learner()

@@ -113,6 +113,17 @@ def test_every_module_gets_its_own_mode_back():
     assert set(vars(run.train_eval)) == {'run'}
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')   # of TorchScript
+def test_a_frozen_part_has_no_mode():
+    part = torch.jit.freeze(torch.jit.script(nn.Linear(4, 4).eval()))
+    assert not hasattr(part, 'training')
+    model = nn.Sequential(part, nn.Dropout(), nn.Linear(4, 3))
+    model[1].eval()
+    run = quiet(AvgStatsCallback())
+    run.fit(1, make_learner(model=model, opt=optim.SGD(model[2].parameters(), lr=.1)))
+    assert (model.training, model[1].training) == (True, False) and len(run.rows) == 2
+
+
 class MyModes(TrainEvalCallback): pass
 
 GIVEN = [TrainEvalCallback(), [make(), TrainEvalCallback()], (MyModes(), make()), None]
