@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .cnn import get_cnn_model, get_runner
-from .summary import names_of, original
+from .hooks import names_of, original
 from .sweep import snapshot
 
 # %% ../nbs/06c_init.ipynb #36950b1c

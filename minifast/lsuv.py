@@ -20,9 +20,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .callback import add_note, listens
 from .core import ListContainer, listify, to_floats
-from .hooks import children, first_tensor
+from .hooks import children, first_tensor, names_of, original
 from .init import GeneralRelu, set_weight
-from .summary import names_of, original, uncompiled
+from .summary import uncompiled
 from .sweep import snapshot
 from .telemetry import moments
 
@@ -68,6 +68,7 @@ def find_modules(
     cond:Callable, # of a module; true for those to be found
 )->list: # each once, in order of registration; what was found isn't searched further
     "The modules in `m`, itself included, for which `cond` holds"
+    m = original(m)
     if cond(m): return [m]
     return list(dict.fromkeys(o for c in children(m) for o in find_modules(c, cond)))
 
@@ -218,8 +219,6 @@ class LSUVRow(NamedTuple):
     iterations:int
     why:str # why it stopped
 
-def _is_script(m): return isinstance(m, torch.jit.ScriptModule)
-
 class _Sweep:
     "Mends each of `layers` at its first call in a run of `model`, its input at hand"
     def __init__(self, model, layers, aim):
@@ -266,7 +265,8 @@ class _Sweep:
         handles = []
         try:
             for m in self.layers:
-                if _is_script(m): self.note(m, _NO_NUMBERS, _NO_NUMBERS, 0, 'TorchScript')
+                if isinstance(m, torch.jit.ScriptModule):
+                    self.note(m, _NO_NUMBERS, _NO_NUMBERS, 0, 'TorchScript')
                 else: handles.append(
                     m.register_forward_hook(self, with_kwargs=True, prepend=True))
             with snapshot(self.model), uncompiled(self.model):
@@ -338,7 +338,7 @@ class LSUVReport(ListContainer):
 # %% ../nbs/07a_lsuv.ipynb #41ffd0b7
 def _may_be_mended(m):
     "Does LSUV know it? TorchScript with weights counts, so that it is reported"
-    if _is_script(m): return any(p.ndim > 1 for p in m.parameters())
+    if isinstance(m, torch.jit.ScriptModule): return any(p.ndim > 1 for p in m.parameters())
     return isinstance(m, ConvLayer) or is_lin_layer(m)
 
 def lsuv_init(
