@@ -278,6 +278,7 @@ class Hooks(ListContainer):
             self.remove()
             raise
 
+    stored = property(lambda self: [h.stored for h in self], doc='What each hook keeps')
     def remove(self):
         for h in self: h.remove()
     def __enter__(self): return self

@@ -169,6 +169,8 @@ class LayerNorm(_Norm):
         eps:float=1e-5, # added to the variance
         affine:bool=True, # are there `weight` and `bias`, of this shape?
     ):
+        if isinstance(shape, float): raise TypeError(
+            f'shape are sizes, such as 32 or (8, 8), got {shape}: write LayerNorm(eps={shape})')
         if isinstance(shape, Integral): shape = (shape,)
         if shape is not None: shape = tuple(shape)
         super().__init__(shape or (), eps, affine)

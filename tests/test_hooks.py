@@ -1164,3 +1164,11 @@ def test_near_and_floor_can_be_given():
 def test_near_zero_goes_by_value_and_not_by_bars():
     for kw in (dict(), dict(bins=1), dict(rng=(-7, 7)), dict(bins=3, rng=(50, 60))):
         assert get_min(noted(torch.tensor([0., .009, .2, .4]), **kw)).tolist() == [.5]
+
+
+def test_what_all_of_them_keep():
+    with Hooks(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), lambda hook, mod, inp, outp: tuple(outp.shape)) as hooks:
+        assert hooks.stored == [None, None]
+    m = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    with Hooks(m, lambda hook, mod, inp, outp: tuple(outp.shape)) as hooks: m(torch.zeros(4, 3))
+    assert hooks.stored == [(4, 2), (4, 2)] and hooks[1:].stored == [(4, 2)]

@@ -320,6 +320,10 @@ def test_one_value_follows_pytorchs_rule(shape):
     BatchNorm(shape[1]).eval()(data(shape))   # allowed, and finite
     same(LayerNorm(shape[1:]), nn.LayerNorm(shape[1:]))
 
+def test_eps_in_the_place_of_the_shape():
+    with pytest.raises(TypeError, match=r'got 1e-05: write LayerNorm\(eps=1e-05\)'): LayerNorm(1e-5)
+
+
 def test_a_refused_batch_leaves_no_trace():
     m = BatchNorm(4)
     with pytest.raises(ValueError): m(data((1, 4, 1, 1)))
