@@ -379,9 +379,10 @@ def test_output_closed_or_of_few_characters(tmp_path):
 @bash
 def test_a_real_ctrl_c(tmp_path):
     "Once the training has begun; what was trained is kept"
-    cmd = [sys.executable, '-u', '-m', 'minifast', 'train', '--recipe', 'plain', '--epochs', '99', '--device', 'cpu']
+    cmd = [sys.executable, '-u', '-m', 'minifast', 'train', '--recipe', 'plain', '--epochs', '9', '--device', 'cpu']
     env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
-    p = subprocess.Popen(cmd, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background job ignores it, and so its children
+    p = subprocess.Popen(cmd, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while 'train_loss' not in (line := p.stdout.readline()): assert line
     p.send_signal(signal.SIGINT)
     out, err = p.communicate()
