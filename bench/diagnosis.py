@@ -1,0 +1,95 @@
+"""What a diagnosis finds in the zoo of tests/zoo.py: caught, missed, false alarms, by network and illness.
+
+    python bench/diagnosis.py [--nets resnet,vit] [--apart] [--seeds 3] [--ills rate_high,nan] [--verbose]
+
+Healthy networks are trained at both rates with SGD and AdamW, ill ones at the lower. Signs: + caught (the cause and
+where it began, since when within three iterations), p the cause but another place or time, . silent where that is right
+too, - missed, x another cause than the right one, ! a false alarm."""
+import argparse
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root/'tests'))
+
+import zoo
+
+# what the kinds of findings were called before they were causes
+BEFORE = {'rate too high': {'exploding', 'dead'}, 'dead': {'dead'}, 'saturated': {'saturated'}, 'scale': {'exploding', 'vanishing', 'saturated'},
+          'no gradient': {'no gradient'}, 'frozen': {'no gradient'}, 'not finite': {'exploding'}, 'rate too low': {'vanishing'}}
+
+
+def findings(d, n=3):
+    "(kind, place, since) of the first few lines"
+    def one(o):
+        if hasattr(o, 'kind'): return o.kind, o.first, o.since
+        return o.illness, o.name.split(' ', 1)[-1], o.since
+    return [one(o) for o in list(d)[:n]]
+
+
+def sign(found, right, old):
+    if not right.cause: return '!' if found else '+'
+    if not found: return '.' if right.may else '-'
+    kinds = BEFORE.get(right.cause, ()) if old else {right.cause}
+    hits = [o for o in found if o[0] in kinds]
+    if not hits: return 'x'
+    def place(name): return not right.places or any((name + '.').startswith(p + '.') for p in right.places)
+    return '+' if any(place(p) and abs(s - right.since) <= 3 for _, p, s in hits) else 'p'
+
+
+def run(net, seed, opt, rate, ill, watch):
+    cb = watch()
+    t = zoo.prepare(net, seed, opt, rate, cbs=[cb])
+    right = zoo.ILLS[ill](t) if ill else zoo.Verdict('')
+    if right is None: return None
+    t.run.fit(3, t.learn)
+    return cb.diagnose(), right
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--nets', default='', help='names, with commas')
+    p.add_argument('--ills', default='healthy,' + ','.join(zoo.ILLS))
+    p.add_argument('--apart', action='store_true', help='the networks that no threshold was chosen by')
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--verbose', action='store_true')
+    p.add_argument('--watch', default='', help='another class to watch with: file.py:Class')
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    from minifast.hook_callbacks import ActivationStats
+    watch, old = lambda: ActivationStats(grads=True), True
+    if args.watch:
+        path, name = args.watch.split(':')
+        spec = importlib.util.spec_from_file_location('watch', path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        watch, old = getattr(module, name), False
+    nets = zoo.APART if args.apart else zoo.NETS
+    nets = {k: v for k, v in nets.items() if not args.nets or k in args.nets.split(',')}
+    ills, total = args.ills.split(','), {}
+    print(f"{'':<16}" + ' '.join(f'{o[:8]:<8}' for o in ills))
+    for name, net in nets.items():
+        cells = []
+        for ill in ills:
+            cell = ''
+            for opt in ('sgd', 'adam'):
+                for rate in (0, 1) if ill == 'healthy' else (0,):
+                    for seed in range(args.seeds):
+                        got = run(net, seed, opt, rate, '' if ill == 'healthy' else ill, watch)
+                        if got is None: continue
+                        d, right = got
+                        s = sign(findings(d), right, old)
+                        cell += s
+                        if args.verbose and s in '!-xp': print(f'  {s} {name}, {ill}, {opt} {rate}, seed {seed}: {right}\n{str(d)[:600]}', flush=True)
+            total.setdefault(ill, Counter()).update(cell)
+            short = Counter(cell)
+            cells.append(cell if len(cell) <= 8 else ' '.join(f'{v}{k}' for k, v in short.items()))
+        print(f'{name:<16}' + ' '.join(f'{o:<8}' for o in cells), flush=True)
+    print('\n' + '\n'.join(f"{k:<18}" + '  '.join(f'{v} {s}' for s, v in c.most_common()) for k, c in total.items()))
+
+
+if __name__ == '__main__': main()
