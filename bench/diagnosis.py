@@ -34,7 +34,8 @@ def findings(d, n=3):
 def sign(found, right, old):
     if not right.cause: return '!' if found else '+'
     if not found: return '.' if right.may else '-'
-    kinds = BEFORE.get(right.cause, ()) if old else {right.cause}
+    causes = right.cause.split(' or ')
+    kinds = {k for c in causes for k in BEFORE.get(c, ())} if old else {*causes}
     hits = [o for o in found if o[0] in kinds]
     if not hits: return 'x'
     def place(name): return not right.places or any((name + '.').startswith(p + '.') for p in right.places)

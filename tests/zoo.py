@@ -17,7 +17,7 @@ from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.init import GeneralRelu, conv_layer, init_cnn
 from minifast.norm import BatchNorm
 
-N, CLASSES = 512, 4
+N, CLASSES = 256, 4
 
 
 # --- data: each item belongs to one of four kinds, which differ in a pattern
@@ -360,10 +360,10 @@ def images(make, sgd, adam, *args, **kw): return Net(make, pictures, sgd, adam, 
 NETS = {
     'resnet': images(resnet, (.02, .1), (.001, .01), '4.conv1', '4', before=('0', '1', '3', '4'), gate='4.bn1', branch='4.bn2', normed=True),
     'resnet zero': images(partial(resnet, True), (.03, .1), (.003, .01), '4.conv1', '4', before=('0', '1', '3', '4'), gate='4.bn1', branch='4.bn2', normed=True),
-    'pre-norm': Net(Words, texts, (.02, .1), (.001, .005), 'blocks.1.mlp.fc1', 'blocks.1', before=('emb', 'blocks.0', 'blocks.1'), gate='blocks.1.mlp.fc1', branch='blocks.1.mlp'),
+    'pre-norm': Net(Words, texts, (.01, .03), (.001, .005), 'blocks.1.mlp.fc1', 'blocks.1', before=('emb', 'blocks.0', 'blocks.1'), gate='blocks.1.mlp.fc1', branch='blocks.1.mlp'),
     'post-norm': Net(partial(Words, False, act=nn.ReLU), texts, (.01, .03), (.001, .003), 'blocks.1.mlp.fc1', 'blocks.1', before=('emb', 'blocks.0', 'blocks.1'), gate='blocks.1.mlp.fc1', branch='blocks.1.mlp'),
     'encoder': Net(TorchEncoder, texts, (.01, .03), (.001, .003), 'enc.1.linear1', 'enc.1', before=('emb', 'enc.0', 'enc.1'), gate='enc.1.linear1'),
-    'vit': images(Vit, (.02, .1), (.001, .005), 'blocks.1.mlp.fc1', 'blocks.1', before=('patch', 'blocks.0', 'blocks.1'), gate='blocks.1.mlp.fc1', branch='blocks.1.mlp'),
+    'vit': images(Vit, (.01, .02), (.001, .005), 'blocks.1.mlp.fc1', 'blocks.1', before=('patch', 'blocks.0', 'blocks.1'), gate='blocks.1.mlp.fc1', branch='blocks.1.mlp'),
     'mixer': images(Mixer, (.02, .1), (.001, .005), 'blocks.1.channels.fc1', 'blocks.1', before=('patch', 'blocks.0', 'blocks.1'), gate='blocks.1.channels.fc1', branch='blocks.1.channels'),
     'convnext': images(convnext, (.02, .1), (.001, .005), '2.1.mlp.fc1', '2.1', before=('0', '1', '2.0', '2.1'), gate='2.1.mlp.fc1', branch='2.1.mlp'),
     'inverted': images(inverted, (.02, .1), (.002, .01), '3.2.expand.0', '3.1', before=('0', '1', '3.0', '3.1'), gate='3.2.expand.1', branch='3.2.project', normed=True),
@@ -372,7 +372,7 @@ NETS = {
     'autoencoder': Net(autoencoder, copies, (.1, .2), (.002, .005), '1.0', '3', F.mse_loss, before=('0', '1', '3'), gate='1.0'),
     'small numbers': Net(partial(mlp, ni=16, no=1, depth=3), partial(numbers, 0, .01), (.01, .03), (.001, .003), '2', '2', F.mse_loss, before=('0', '2'), gate='2'),
     'large numbers': Net(partial(mlp, ni=16, no=1, depth=3), partial(numbers, 50, 20), (3e-5, 1e-4), (.003, .01), '2', '2', F.mse_loss, before=('0', '2'), gate='2'),
-    'taste': Net(Taste, ratings, (.1, .3), (.01, .03), 'item', 'user', F.mse_loss, before=('user',)),
+    'taste': Net(Taste, ratings, (.05, .1), (.01, .03), 'item', 'user', F.mse_loss, before=('user',)),
     'mlp': Net(mlp, rows, (.01, .03), (.001, .003), '4', '4', before=('0', '2', '4'), gate='4'),
     'tanh': Net(partial(mlp, nn.Tanh, gain=1.), rows, (.01, .05), (.001, .003), '4', '4', before=('0', '2', '4')),
     'functional': Net(partial(Plain, [32, 64, 64, 64, CLASSES]), rows, (.01, .03), (.001, .003), 'layers.1', 'layers.1', before=('layers.0', 'layers.1'), gate='layers.1'),
@@ -384,7 +384,7 @@ APART = {
     'dense': images(Dense, (.02, .1), (.001, .005), 'layers.2.2', 'layers.2', gate='layers.2.0'),
     'gpt': Net(gpt, next_words, (.1, .3), (.002, .01), 'blocks.1.mlp.fc1', 'blocks.1', word_loss, before=('emb', 'blocks.0', 'blocks.1'), gate='blocks.1.mlp.fc1', branch='blocks.1.mlp'),
     'unet': Net(Unet, masks, (.02, .1), (.001, .005), 'mid.0', 'mid', before=('mid',), normed=True),
-    'two lstms': Net(partial(Recurrent, nn.LSTM, num_layers=2, bidirectional=True), signals, (.3, 1.), (.003, .01), 'rnn', 'rnn', before=('rnn',)),
+    'two lstms': Net(partial(Recurrent, nn.LSTM, num_layers=2, bidirectional=True), signals, (.5, 1.), (.003, .01), 'rnn', 'rnn', before=('rnn',)),
     'contrast': Net(partial(mlp, no=16, depth=3), rows, (.01, .05), (.002, .005), '2', '2', alike, before=('0', '2'), gate='2'),
     'squeeze': images(partial(inverted, True), (.02, .1), (.002, .01), '3.2.expand.0', '3.1', before=('0', '1', '3.0', '3.1'), gate='3.2.expand.1', branch='3.2.project', normed=True),
     'selu': Net(partial(mlp, nn.SELU, depth=8, gain=1.), rows, (.005, .02), (.001, .003), '4', '4', before=('0', '2', '4'))}
@@ -397,7 +397,7 @@ class Training(NamedTuple):
     learn:object
     run:object
 
-def prepare(net, seed, opt='sgd', rate=0, cbs=(), bs=32, epochs=None, **kw):
+def prepare(net, seed, opt='sgd', rate=0, cbs=(), bs=16, **kw):
     "A Learner and a Runner for `net`, with data and weights drawn from `seed`"
     set_seed(seed)
     x, y = net.data()
@@ -419,7 +419,7 @@ class At(Callback):
 
 class Verdict(NamedTuple):
     "What ought to be said"
-    cause:str          # '' for nothing
+    cause:str          # '' for nothing; of two the one or the other
     places:tuple = ()  # first words of the names among which the first place is; () for any
     since:int = 0
     may:bool = False   # is silence right too, since it may do no harm?
@@ -444,7 +444,8 @@ def rate_high(t): set_rate(t, 1000.); return Verdict('rate too high')
 def rate_low(t): set_rate(t, 1e-6); return Verdict('rate too low')
 def weight_decay(t):
     for g in t.learn.opt.param_groups: g['weight_decay'] = 1.
-    return Verdict('weight decay', may='AdamW' in type(t.learn.opt).__name__)
+    small = t.learn.opt.param_groups[0]['lr'] < .005 or t.net.make is Taste   # the loss is stronger
+    return Verdict('weight decay', may=small)
 def dead(t):
     if not t.net.gate: return None
     at(t, 12, lambda: set_bias(module(t, t.net.gate), -100.))
@@ -460,7 +461,7 @@ def gates(t):
     return Verdict('saturated', (t.net.layer, 'after'))
 def layer_times_10(t): scale(module(t, t.net.layer), 10.); return Verdict('scale', (t.net.layer,), may=t.net.normed)
 def layer_over_10(t): scale(module(t, t.net.layer), .1); return Verdict('scale', (t.net.layer,), may=True)
-def all_times_10(t): scale(t.learn.model, 10.); return Verdict('scale')
+def all_times_10(t): scale(t.learn.model, 10.); return Verdict('scale or saturated')
 def all_over_10(t): scale(t.learn.model, .1); return Verdict('scale', may=True)
 def frozen(t):
     if t.net.layer == 'rnn' and not isinstance(t.learn.model.emb, nn.Embedding): return None   # the first layer
