@@ -458,10 +458,14 @@ def gates(t):
     m = module(t, t.net.layer)
     if not isinstance(m, (nn.RNNBase, nn.Linear)) or isinstance(m, nn.Linear) and nn.Tanh not in map(type, t.learn.model.children()): return None
     scale(m, 100.)
-    return Verdict('saturated', (t.net.layer, 'after'))
-def layer_times_10(t): scale(module(t, t.net.layer), 10.); return Verdict('scale', (t.net.layer,), may=t.net.normed)
+    return Verdict('saturated or scale', (t.net.layer, 'after'))
+def layer_times_10(t):
+    scale(module(t, t.net.layer), 10.)
+    return Verdict('scale', (t.net.layer,), may=t.net.normed or t.net.make in (Taste, convnext))
 def layer_over_10(t): scale(module(t, t.net.layer), .1); return Verdict('scale', (t.net.layer,), may=True)
-def all_times_10(t): scale(t.learn.model, 10.); return Verdict('scale or saturated')
+def all_times_10(t):
+    scale(t.learn.model, 10.)
+    return Verdict('scale or saturated', may=t.net.make in (Vit, gpt, convnext, Taste))   # they began far below 1
 def all_over_10(t): scale(t.learn.model, .1); return Verdict('scale', may=True)
 def frozen(t):
     if t.net.layer == 'rnn' and not isinstance(t.learn.model.emb, nn.Embedding): return None   # the first layer
