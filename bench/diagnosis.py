@@ -2,9 +2,9 @@
 
     python bench/diagnosis.py [--nets resnet,vit] [--apart] [--seeds 3] [--ills rate_high,nan] [--verbose]
 
-Healthy networks are trained at both rates with SGD and AdamW, ill ones at the lower. Signs: + caught (the cause and
-where it began, since when within three iterations), p the cause but another place or time, . silent where that is right
-too, - missed, x another cause than the right one, ! a false alarm."""
+Healthy networks are trained at both rates with SGD and AdamW, ill ones at the lower. Signs: + caught (the cause,
+where it began, since when within three iterations), p the cause but another place or time, . silent where that
+is right too, - missed, x another cause than the right one, ! a false alarm."""
 import argparse
 import importlib.util
 import sys
@@ -16,11 +16,12 @@ import torch
 root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root/'tests'))
 
-import zoo
+import zoo  # noqa: E402
 
 # what the kinds of findings were called before they were causes
-BEFORE = {'rate too high': {'exploding', 'dead'}, 'dead': {'dead'}, 'saturated': {'saturated'}, 'scale': {'exploding', 'vanishing', 'saturated'},
-          'no gradient': {'no gradient'}, 'frozen': {'no gradient'}, 'not finite': {'exploding'}, 'rate too low': {'vanishing'}}
+BEFORE = {'rate too high': {'exploding', 'dead'}, 'rate too low': {'vanishing'}, 'dead': {'dead'},
+          'scale': {'exploding', 'vanishing', 'saturated'}, 'saturated': {'saturated'},
+          'no gradient': {'no gradient'}, 'frozen': {'no gradient'}, 'not finite': {'exploding'}}
 
 
 def findings(d, n=3):
@@ -85,12 +86,14 @@ def main():
                         d, right = got
                         s = sign(findings(d), right, old)
                         cell += s
-                        if args.verbose and s in '!-xp': print(f'  {s} {name}, {ill}, {opt} {rate}, seed {seed}: {right}\n{str(d)[:600]}', flush=True)
+                        if not args.verbose or s in '+.': continue
+                        print(f'  {s} {name}, {ill}, {opt} {rate}, seed {seed}: {right}\n{d}', flush=True)
             total.setdefault(ill, Counter()).update(cell)
             short = Counter(cell)
             cells.append(cell if len(cell) <= 8 else ' '.join(f'{v}{k}' for k, v in short.items()))
         print(f'{name:<16}' + ' '.join(f'{o:<8}' for o in cells), flush=True)
-    print('\n' + '\n'.join(f"{k:<18}" + '  '.join(f'{v} {s}' for s, v in c.most_common()) for k, c in total.items()))
+    print()
+    for k, c in total.items(): print(f'{k:<18}' + '  '.join(f'{v} {s}' for s, v in c.most_common()))
 
 
 if __name__ == '__main__': main()

@@ -14,7 +14,7 @@ from minifast.callback import Callback
 from minifast.cnn import get_cnn_model, get_runner
 from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
-from minifast.init import GeneralRelu, conv_layer, init_cnn
+from minifast.init import conv_layer, init_cnn
 from minifast.norm import BatchNorm
 
 N, CLASSES = 256, 4
