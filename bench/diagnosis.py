@@ -2,9 +2,10 @@
 
     python bench/diagnosis.py [--nets resnet,vit] [--apart] [--seeds 3] [--ills rate_high,nan] [--verbose]
 
-Healthy networks are trained at both rates with SGD and AdamW, ill ones at the lower. Signs: + caught (the cause,
-where it began, since when within three iterations), p the cause but another place or time, . silent where that
-is right too, - missed, x another cause than the right one, ! a false alarm."""
+Healthy networks are trained at both rates with SGD and AdamW, ill ones at the lower. The signs:
++ caught (the cause, where it began, since when within three iterations)
+p the cause, but another place or time      x another cause than the right one
+- missed      . silent where that is right too      ! a false alarm"""
 import argparse
 import importlib.util
 import sys
