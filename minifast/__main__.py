@@ -1,9 +1,17 @@
-"`minifast train` trains on the packaged digits, `minifast lessons DEST` copies lessons"
+"""`minifast train` trains on the packaged digits, `minifast lessons DEST` copies lessons
+
+Exit status: 0 done; 2 something that the user can mend, said in one line on stderr; 130 interrupted
+(Ctrl-C); 141 nobody reads the output any more. Any other error keeps its traceback."""
 import argparse
-import filecmp
-import shutil
+import contextlib
+import errno
+import io
+import os
 import sys
+import tempfile
+import textwrap
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +51,9 @@ RECIPES = {
     'rbn': ('sgd kaiming rbn', .4)}
 
 
+class UserError(Exception): "What the user can mend, in one line"
+
+
 def pooled(ni, nf, ks, **kw):
     "`conv_layer`, but after the first one max pooling halves height and width"
     from torch import nn
@@ -79,18 +90,26 @@ def build(parts, nfs, data, lr, cbs, norm=None):
     return learn, run
 
 
+def read(part):
+    "What `get_data` gives; an error about its files is the user's to mend"
+    from minifast.data import get_data
+    try: return get_data(part)
+    except (OSError, ValueError) as e: raise UserError(e) from e
+
+
 def make_run(args):
     "Learner and Runner for `minifast train`: a CNN by a recipe, watched by telemetry"
     from minifast.cnn import BatchTransformXCallback, CudaCallback
     from minifast.core import default_device, set_seed
-    from minifast.data import DataBunch, Dataset, get_data, get_dls, mnist_view, normalize_to
+    from minifast.data import DataBunch, Dataset, get_dls, mnist_view, normalize_to
     from minifast.hook_callbacks import ActivationStats
     from minifast.losses import accuracy
     from minifast.runner import AvgStatsCallback, ProgressCallback
     from minifast.sched import Recorder
     set_seed(args.seed)
     device = getattr(args, 'device', None) or default_device()
-    x_train, y_train, x_valid, y_valid = get_data()
+    x_train, y_train, x_valid, y_valid = read('train')
+    read('test')   # needed at the end, and wrong files should show before the training
     x_train, x_valid = normalize_to(x_train, x_valid)
     dls = get_dls(Dataset(x_train, y_train), Dataset(x_valid, y_valid), args.bs)
     data = DataBunch(*dls, c=10).to(device)
@@ -112,10 +131,10 @@ def test_accuracy(learn, device):
     "Share of the 10,000 test images that the model of `learn` names rightly"
     import torch
 
-    from minifast.data import get_data, mnist_view, normalize
+    from minifast.data import mnist_view, normalize
     from minifast.losses import accuracy
-    x_train = get_data()[0]
-    x, y = get_data('test')
+    x_train = read('train')[0]
+    x, y = read('test')
     x = mnist_view(normalize(x, x_train.mean(), x_train.std()))
     learn.model.eval()
     with torch.no_grad():
@@ -123,32 +142,70 @@ def test_accuracy(learn, device):
     return accuracy(pred, y).item()
 
 
-def draw(run, out, layers, title, found):
-    "Write a picture of losses and rates to `out`, and one of the layers to `layers`"
+def out_files(out):
+    "The files that a training writes: losses and rates, the layers, the diagnosis in words"
+    return (out, out.with_name(f'{out.stem}-layers{out.suffix}'),
+            out.with_name(f'{out.stem}-diagnosis.txt'))
+
+
+def write(path, data):
+    "Write the bytes `data` to the file `path`; where that fails, `path` is as it was before"
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as e: raise UserError(
+        f'could not write {path} ({e.strerror or e}): make room, or name another place') from e
+    finally:
+        with contextlib.suppress(OSError): part.unlink()
+
+
+def draw(run, out, title, found):
+    "(file, bytes) of a picture of losses and rates, of one of the layers, and of the diagnosis"
     import matplotlib
     matplotlib.use('agg')
     from minifast.plot import get_grid
+    losses, layers, words = out_files(out)
     fig, axs = get_grid(2, ncols=2, title=title)
     run.recorder.plot_loss(ax=axs[0])
     run.recorder.plot_lr(ax=axs[1])
-    fig.savefig(out, dpi=120)
-    run.activation_stats.plot(found)[0].figure.savefig(layers, dpi=120)
+    what = f'{len(found)} of {len(run.activation_stats.dead)} layers look ill'
+    for path, fig in ((losses, fig), (layers, run.activation_stats.plot(what)[0].figure)):
+        picture = io.BytesIO()
+        fig.savefig(picture, dpi=120, format=path.suffix[1:].lower())
+        yield path, picture.getvalue()
+    yield words, f'{found}\n'.encode()
 
 
 def report(args, learn, run, seconds):
     "Print and draw the test accuracy and how the layers are"
     acc = test_accuracy(learn, next(learn.model.parameters()).device)
     found = run.activation_stats.diagnose()
-    layers = args.out.with_name(f'{args.out.stem}-layers{args.out.suffix}')
-    words = args.out.with_name(f'{args.out.stem}-diagnosis.txt')
-    draw(run, args.out, layers,
-         f'{acc:.2%} of the 10,000 test images right after {seconds:.1f} s',
-         f'{len(found)} of {len(run.activation_stats.dead)} layers look ill')
-    words.write_text(f'{found}\n', encoding='utf-8')
     print(f'test accuracy {acc:.4f} on 10,000 images '
-          f'after {seconds:.1f} s of training, telemetry included')
-    print(f'losses and learning rates: {args.out}\nwhat happened in every layer: {layers}')
+          f'after {seconds:.1f} s of training, telemetry included', flush=True)
+    title, kept = f'{acc:.2%} of the 10,000 test images right after {seconds:.1f} s', []
+    try:
+        for path, data in draw(run, args.out, title, found):
+            write(path, data)
+            kept.append(str(path))
+    except UserError:
+        print(f'\n{found}')   # else it would be lost
+        raise
+    except KeyboardInterrupt: raise KeyboardInterrupt(', '.join(kept)) from None
+    losses, layers, words = out_files(args.out)
+    print(f'losses and learning rates: {losses}\nwhat happened in every layer: {layers}')
     print(f'diagnosis, also in {words}:\n\n{found}')
+
+
+def fit(args, learn, run):
+    "Train; False if Ctrl-C has ended it"
+    import torch
+    lacks_room = getattr(torch, 'OutOfMemoryError', torch.cuda.OutOfMemoryError)
+    try: run.fit(args.epochs, learn)
+    except KeyboardInterrupt: return False
+    except (lacks_room, MemoryError) as e: raise UserError(
+        f'not enough memory for batches of {args.bs} images: try a smaller --bs') from e
+    return True
 
 
 def train(args):
@@ -163,13 +220,14 @@ def train(args):
           f'{len(x):,} images, {args.epochs} epochs, batch size {args.bs}, seed {args.seed}')
     print(describe(args.recipe, args.lr), flush=True)
     start = time.perf_counter()
-    try: run.fit(args.epochs, learn)
-    except KeyboardInterrupt:
-        print(f'\ninterrupted in epoch {run.epoch}; what has been trained is drawn', flush=True)
+    complete = fit(args, learn, run)
     seconds = time.perf_counter()-start
-    if not run.n_iter: return 130
+    if not run.n_iter: raise KeyboardInterrupt
+    if not complete: print(
+        f'\ninterrupted in epoch {run.epoch} after {run.n_iter} batches in all: what has been '
+        'trained is tested and drawn (Ctrl-C once more ends that too)', flush=True)
     report(args, learn, run, seconds)
-    return 0 if run.epoch == args.epochs else 130
+    return 0 if complete else 130
 
 
 def lesson_files():
@@ -178,23 +236,30 @@ def lesson_files():
     for folder in (here/'lessons', here.parent/'nbs'):
         found = sorted(folder.glob('*.ipynb'))
         if found: return found
-    raise SystemExit(
-        'minifast: this installation holds no lessons: install minifast again')
+    raise UserError('this installation holds no lessons: install minifast again')
+
+
+def copy_lesson(nb, to):
+    "Copy `nb` to `to`; False if another file is there already"
+    try:
+        if not to.exists(): write(to, nb.read_bytes())
+        return to.is_file() and to.read_bytes() == nb.read_bytes()
+    except OSError as e: raise UserError(
+        f'could not read {to} ({e.strerror or e}): name another folder') from e
 
 
 def lessons(args):
     "Copy the lessons to a folder; a file that is there already and differs is kept"
-    dest = args.dest
-    if dest.exists() and not dest.is_dir():
-        raise SystemExit(
-            f'minifast: {dest} is a file: name a folder, new or old, for the lessons')
-    dest.mkdir(parents=True, exist_ok=True)
-    copied, kept = [], []
-    for nb in lesson_files():
-        to = dest/nb.name
-        if to.exists() and not filecmp.cmp(nb, to, shallow=False): kept.append(nb.name)
-        else: copied.append(shutil.copyfile(nb, to))
-    print(f'{len(copied)} lesson notebooks of minifast {__version__} are in {dest}')
+    dest, found = args.dest, lesson_files()
+    try: dest.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UserError(
+        f'{dest} is no folder and could not be made one ({e.strerror or e}): name a folder, new '
+        'or old, for the lessons') from e
+    there, kept = [], []
+    try:
+        for nb in found: (there if copy_lesson(nb, dest/nb.name) else kept).append(nb.name)
+    except KeyboardInterrupt: raise KeyboardInterrupt(f'{len(there)} lessons in {dest}') from None
+    print(f'{len(there)} lesson notebooks of minifast {__version__} are in {dest}')
     if kept:
         print(f"kept, since they differ: {', '.join(kept)}: "
               'name another folder for fresh ones')
@@ -202,11 +267,25 @@ def lessons(args):
     return 0
 
 
-def count(s):
-    "A whole number above 0"
-    n = int(s) if s.isdecimal() else 0
-    if n < 1: raise argparse.ArgumentTypeError(f'{s!r} is not a whole number above 0')
-    return n
+def overview(args):
+    "What can be done. That was the question, so nothing is wrong, and the exit status is 0"
+    print(f"""minifast {__version__}, deep learning from the foundations
+  minifast train           train a network on the packaged digits, in about 12 s of a core
+  minifast train --help    its recipes and options
+  minifast lessons DEST    copy the lessons to the folder DEST, to read and run them in Jupyter
+  minifast --help          all this in more words""")
+    return 0
+
+
+def whole(lowest, highest):
+    "A converter to whole numbers from `lowest` to `highest`"
+    def convert(s):
+        try: n = int(s)
+        except ValueError: n = lowest-1
+        if lowest <= n <= highest: return n
+        raise argparse.ArgumentTypeError(
+            f'{s!r} is not a whole number from {lowest} to {highest:,}')
+    return convert
 
 
 def rate(s):
@@ -219,17 +298,20 @@ def rate(s):
 
 
 def device_name(s):
-    "A device that PyTorch can put a tensor on"
+    "A device on which PyTorch can compute"
     import torch
-    try: return torch.empty(0, device=torch.device(s)).device
-    except (RuntimeError, AssertionError, AttributeError) as e:
-        why = str(e).splitlines()[0]
-        raise argparse.ArgumentTypeError(
-            f'{s!r} is no device of this machine ({why}): try cpu') from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            x = torch.ones(1, device=torch.device(s)) + 1
+        if x.item() == 2: return x.device   # one on `meta` has no value
+    except (RuntimeError, AssertionError, AttributeError, ImportError) as e:
+        why = textwrap.shorten(str(e) or type(e).__name__, 100, placeholder='…')
+    raise argparse.ArgumentTypeError(f'{s!r} is no device of this machine ({why}): try cpu')
 
 
 def out_file(s):
-    "A picture's file name in a folder that exists"
+    "A picture's file name in a folder that can be written to"
     p = Path(s)
     if not p.parent.is_dir():
         raise argparse.ArgumentTypeError(f'the folder of {s!r} does not exist')
@@ -237,7 +319,13 @@ def out_file(s):
         raise argparse.ArgumentTypeError(f'{s!r} is a folder: name a file in it')
     if p.suffix.lower() not in ('.png', '.pdf', '.svg'):
         raise argparse.ArgumentTypeError(f'{s!r} should end in .png, .pdf or .svg')
-    return p
+    for o in out_files(p):
+        if o.is_dir(): raise argparse.ArgumentTypeError(
+            f'{str(o)!r}, which would be written too, is a folder: name another file')
+    try:
+        with tempfile.TemporaryFile(dir=p.parent): return p
+    except OSError as e: raise argparse.ArgumentTypeError(
+        f'nothing can be written beside {s!r} ({e.strerror or e}): name another folder') from None
 
 
 def add_train(sub):
@@ -253,26 +341,39 @@ def add_train(sub):
     add = t.add_argument
     add('--recipe', choices=RECIPES, default='best',
         help=f'what the training is made of; {made_of}')
+    count = whole(1, 10**9)
     add('--epochs', type=count, default=2,
         help='passes over the 50,000 training images')
     add('--bs', type=count, default=256, help='images in a batch')
     add('--lr', type=rate, default=argparse.SUPPRESS,
         help="highest learning rate; else the recipe's")
-    add('--seed', type=int, default=42, help='the same seed gives the same numbers')
+    add('--seed', type=whole(0, 2**32-1), default=42, help='the same seed gives the same numbers')
     add('--device', type=device_name, default=argparse.SUPPRESS,
         help='cpu, cuda …; else the best there is')
-    add('--threads', type=count, default=1,
+    add('--threads', type=whole(1, 1024), default=1,
         help='CPU threads; one is enough, and keeps the numbers the same')
-    add('--out', type=out_file, default=Path('minifast-train.png'),
+    add('--out', type=out_file, default='minifast-train.png',
         help='file for the first picture, .png, .pdf or .svg; the others are put beside it')
+
+
+def say(line):
+    "Write `line` to stderr, if there is one"
+    if sys.stderr is not None: print(line, file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    "Says what is wrong in one line"
+    def error(self, message):
+        say(f'{self.prog}: {message}; {self.prog} --help says what can be given')
+        sys.exit(2)
 
 
 def parser():
     "The commands and their options"
-    p = argparse.ArgumentParser(
-        'minifast', description='Deep learning from the foundations.')
+    p = Parser('minifast', description='Deep learning from the foundations.')
     p.add_argument('--version', action='version', version=f'minifast {__version__}')
-    sub = p.add_subparsers(title='commands', required=True, metavar='COMMAND')
+    p.set_defaults(func=overview)
+    sub = p.add_subparsers(title='commands', metavar='COMMAND')
     add_train(sub)
     what = 'copy the lessons of this version to a folder'
     le = sub.add_parser('lessons', help=what, description=(
@@ -283,10 +384,35 @@ def parser():
     return p
 
 
+def run_command(argv):
+    "Do what `argv` says; what was printed has arrived when this ends, or is an error"
+    try:
+        args = parser().parse_args(argv)
+        return args.func(args)
+    finally:
+        if sys.stdout is not None: sys.stdout.flush()
+
+
+def fail(message, status):
+    "Say what went wrong; returns `status`"
+    say(f'minifast: {message}')
+    return status
+
+
 def main(argv=None):
-    "Run the command line `argv`; returns the exit code"
-    args = parser().parse_args(argv)
-    return args.func(args)
+    "Run the command line `argv`; returns the exit status"
+    for o in (sys.stdout, sys.stderr):   # a `?` where the encoding has no `…`, rather than no text
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
+    try: return run_command(argv)
+    except UserError as e: return fail(e, 2)
+    except KeyboardInterrupt as e: return fail(f'interrupted, and kept: {str(e) or "nothing"}', 130)
+    except BrokenPipeError: status = 141   # as after SIGPIPE: `minifast train | head -1`
+    except OSError as e:
+        if e.filename is not None or e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT): raise
+        status = fail(f'what was printed could not be written ({e.strerror})', 2)
+    # what is still in the buffer has nowhere to go, and would be an error at the exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 if __name__ == '__main__': sys.exit(main())

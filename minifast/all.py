@@ -20,6 +20,7 @@ from .loop import *
 from .runner import *
 from .sweep import *
 from .sched import *
+from .gradients import *
 from .cnn import *
 from .hooks import *
 from .telemetry import *

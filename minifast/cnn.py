@@ -99,10 +99,11 @@ class BatchTransformXCallback(Callback):
 # %% ../nbs/06_cuda_cnn.ipynb #0cfe4505
 def _channels(data):
     "Channels of one item: C of (C,H,W); 1 for a flat row or (H,W), which get reshaped"
-    size = tuple(getattr(data.train_ds[0][0], 'shape', ()))
+    x = data.train_ds[0][0]
+    size = tuple(getattr(x, 'shape', ()))
     if len(size) in (1, 2, 3): return size[0] if len(size) == 3 else 1
-    raise ValueError(
-        f'a CNN needs items (C,H,W), (H,W) or flat rows, got shape {size}: reshape them')
+    raise ValueError('a CNN needs items (C,H,W), (H,W) or flat rows, '
+                     f'got a {type(x).__name__} of shape {size}: reshape them')
 
 def _check_sizes(nfs, c):
     "The widths `nfs` as a list; ValueError if they or `c` classes make no model"

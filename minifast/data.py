@@ -174,42 +174,77 @@ def _count(name, n):
     if isinstance(v, int) and not isinstance(v, bool) and v > 0: return v
     raise ValueError(f'{name} must be a whole number above 0, got {n!r}')
 
+_SAMPLERS = {   # what PyTorch's give: positions, or lists of them
+    'sampler': (torch_data.SequentialSampler, torch_data.RandomSampler,
+                torch_data.DistributedSampler, torch_data.SubsetRandomSampler,
+                torch_data.WeightedRandomSampler),
+    'batch_sampler': (torch_data.BatchSampler,)}
+
+def _check_sampler(name, ds, got, **others):
+    "An error if `got`, a sampler, doesn't fit its `name`, `ds` or `others`, which it decides too"
+    both = [k for k,v in others.items() if v is not None and v is not False]
+    if both: raise ValueError(
+        f"a {name} decides by itself about {', '.join(both)}: leave out one or the other")
+    cls = got if isinstance(got, type) else type(got)
+    if cls is got or not (hasattr(cls, '__iter__') and hasattr(cls, '__len__')): raise TypeError(
+        f'{name} must be an object with __iter__ and __len__, got {cls.__name__}: make one of '
+        'torch.utils.data, or a list of positions')
+    right = next((k for k,o in _SAMPLERS.items() if isinstance(got, o)), name)
+    if right != name: raise TypeError(f'a {cls.__name__} is no {name}: pass it as {right}=…')
+    inner = getattr(got, 'sampler', got)   # what a BatchSampler asks
+    items = getattr(inner, 'data_source', getattr(inner, 'dataset', None))
+    if hasattr(items, '__len__') and hasattr(ds, '__len__') and len(items) != len(ds):
+        raise ValueError(f'the {name} is made for {len(items):,} items, but there are {len(ds):,}: '
+                         'make it from the dataset of this loader')
+
+def _check_samplers(ds, bs, shuffle, drop_last, sampler=None, batch_sampler=None, **kw):
+    if sampler is not None: _check_sampler('sampler', ds, sampler, shuffle=shuffle)
+    if batch_sampler is not None: _check_sampler(
+        'batch_sampler', ds, batch_sampler, sampler=sampler, bs=bs, shuffle=shuffle,
+        drop_last=drop_last)
+
 def _loader(ds, bs, num_workers, kw, **args):
     "The fast loader where it can be used, else PyTorch's, which takes `kw` too"
     allowed = dict(inspect.signature(torch_data.DataLoader).parameters)
-    for k in ('dataset', 'batch_size', 'batch_sampler'): del allowed[k]
+    for k in ('dataset', 'batch_size'): del allowed[k]
     for k in kw:
         if k not in allowed:
             raise TypeError(f'DataLoader takes no {k!r}, only bs, {", ".join(allowed)}')
     kw = {k:v for k,v in kw.items() if v is not allowed[k].default}
     fast = _holds_tensors(ds) and not num_workers and not kw
     if fast: return _TensorLoader(ds, bs, **args)
-    return torch_data.DataLoader(ds, bs, num_workers=num_workers, **args, **kw)
+    size = {} if 'batch_sampler' in kw else {'batch_size': bs}
+    return torch_data.DataLoader(ds, num_workers=num_workers, **size, **args, **kw)
 
 # %% ../nbs/04_data.ipynb #e2a67cca
 class DataLoader():
     "Batches of `ds`: at one go from a `Dataset` of tensors, else through PyTorch's loader"
     def __init__(self,
         ds:Dataset, # or anything that PyTorch's loader reads
-        bs:int=None, # items in a batch; has to be given
+        bs:int=None, # items in a batch; has to be given, unless a `batch_sampler` makes the batches
         shuffle:bool=False, # a new order each time? (else batches are views: don't write in them)
         drop_last:bool=False, # leave out a last batch of fewer than `bs` items?
         generator:torch.Generator=None, # draws the order; None: torch's global generator
         num_workers:int=0, # processes that read; above 0 goes through PyTorch's loader
         batch_size:int=None, # PyTorch's name of `bs`
-        **kw, # for PyTorch's loader: collate_fn, sampler, pin_memory …
+        **kw, # for PyTorch's loader: collate_fn, sampler, batch_sampler, pin_memory …
     ):
         if None not in (bs, batch_size):
             raise TypeError(f'got bs {bs} and batch_size {batch_size}: give one')
+        bs = batch_size if bs is None else bs
+        _check_samplers(ds, bs, shuffle, drop_last, **kw)
+        batches = kw.get('batch_sampler')
         self.dataset,self.generator = ds,generator
-        self.bs = _count('bs', batch_size if bs is None else bs)
+        self.bs = _count('bs', bs) if batches is None else getattr(batches, 'batch_size', None)
         self.args = dict(shuffle=shuffle, drop_last=drop_last, generator=generator)
         self.loader = _loader(ds, self.bs, num_workers, kw, **self.args)
-        if hasattr(ds, '__len__') and len(self) == 0: raise ValueError(
+        if hasattr(ds, '__len__') and not len(self): raise ValueError(
             f'{len(ds)} items, bs {self.bs}, drop_last {drop_last}: no batch, '
             'give more or a smaller bs')
     def __len__(self): return len(self.loader)
     def __iter__(self): return iter(self.loader)
+    sampler = property(lambda self: getattr(self.loader, 'sampler', None))   # None: the fast loader
+    batch_sampler = property(lambda self: getattr(self.loader, 'batch_sampler', None))
     def __repr__(self):
         return f'DataLoader ({self.dataset}, bs {self.bs}, shuffle {self.args["shuffle"]})'
     def to(self,
@@ -225,12 +260,17 @@ def get_dls(
     train_ds:Dataset, # for training
     valid_ds:Dataset, # for validation
     bs:int, # items in a training batch
-    **kw, # to both loaders, but `drop_last` and `generator` only to that for training
+    drop_last:bool=False, # leave out a last training batch of fewer than `bs` items?
+    generator:torch.Generator=None, # draws the training order; None: torch's global generator
+    sampler:object=None, # gives the training order, instead of shuffling
+    batch_sampler:object=None, # gives the training batches; `bs` is for validation then
+    **kw, # to both loaders: num_workers, collate_fn …
 )->tuple: # training loader, validation loader
     "Loaders of `train_ds`, shuffled, and of `valid_ds`, in order, in batches twice as large"
-    train_dl = DataLoader(train_ds, bs, shuffle=True, **kw)
-    kw = {**kw, 'drop_last':False, 'generator':None}
-    return train_dl, DataLoader(valid_ds, 2*train_dl.bs, **kw)
+    valid_bs,own = 2*_count('bs', bs),dict(drop_last=drop_last, generator=generator, **kw)
+    if batch_sampler is None: own.update(bs=bs, sampler=sampler, shuffle=sampler is None)
+    else: own.update(sampler=sampler, batch_sampler=batch_sampler)
+    return DataLoader(train_ds, **own), DataLoader(valid_ds, valid_bs, **kw)
 
 class DataBunch():
     "What belongs to one task: two loaders, and the number of classes `c`"
@@ -263,6 +303,9 @@ class view_tfm():
         self.size = size
     def __repr__(self): return f'view_tfm{self.size}'
     def __call__(self, x):
+        if not getattr(x, 'ndim', 0): raise TypeError(
+            f'{self} takes a batch, a tensor (bs,…), got {type(x).__name__}: let collate_fn make '
+            'one, or write a tfm for it')
         try: return x.reshape(len(x), *self.size)
         except RuntimeError:
             raise ValueError(f"{self} doesn't fit items of shape {tuple(x.shape[1:])}: "

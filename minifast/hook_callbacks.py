@@ -6,6 +6,7 @@
 __all__ = ['hook_output', 'hook_outputs', 'HookCallback', 'ActivationStats', 'model_sizes', 'model_summary']
 
 # %% ../nbs/06b_hook_callbacks.ipynb #052fdff1
+import warnings
 from functools import partial
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from .callback import Callback
 from .core import listify, map_leaves
 from .diagnosis import Diagnosis, diagnose, plot_telemetry
-from .hooks import Hook, Hooks, children, first_tensor, floor_of
+from .hooks import (Hook, Hooks, calls_hooks, children, first_tensor, floor_of,
+                            in_backward, name_of, unmeasurable)
 from .summary import model_sizes, model_summary, units
 from .telemetry import Telemetry
 
@@ -49,9 +51,16 @@ def hook_outputs(
     return Hooks(modules, partial(_keep, detach=detach, cpu=cpu), is_forward=not grad)
 
 # %% ../nbs/06b_hook_callbacks.ipynb #a4f51867
+def _calling(ms):
+    "Those of `ms` that call hooks; of the others it is said how many there are"
+    calling = [m for m in ms if calls_hooks(m)]
+    if len(calling) < len(ms): warnings.warn(
+        f'{len(ms) - len(calling)} modules in TorchScript call no hooks: they are not watched')
+    return calling
+
 def _find(ms, model):
     "The modules that `ms` means: None, a module or several, or a function of `model`"
-    if ms is None: ms = [m for _,m in units(model)]
+    if ms is None: ms = _calling([m for _,m in units(model)])
     elif isinstance(ms, nn.Module): ms = children(ms) or [ms]
     elif callable(ms): ms = ms(model)
     if len(ms := listify(ms)): return ms
@@ -69,6 +78,7 @@ class HookCallback(Callback):
     "`begin_fit`: places `hook` on `modules`, as `self.hooks`; `after_fit`: takes the hooks away"
     _order = 30
     is_forward = True   # False in a subclass: `hook` gets gradients, after the backward
+    recomputed = False  # True: `hook` is called too when checkpointed parts run again
     def __init__(self,
         modules:object=None, # modules, a model for its children, or what finds them
         do_remove:bool=True, # False: they stay until `remove()` or the next fit
@@ -78,11 +88,11 @@ class HookCallback(Callback):
         self.watched = {}    # module -> its type and name, while the hooks are in place
     def begin_fit(self):
         self.remove()
-        names = {m: n for n,m in self.model.named_modules()}
+        names = {m: name_of(n) for n,m in self.model.named_modules()}
         ms = _find(self.modules, self.model)
         self.watched = {m: f"{type(m).__name__} {names.get(m, '')}".strip() for m in ms}
         self.hooks = Hooks(list(self.watched), _AsFunction(self), self.is_forward,
-                           called_as='hook(m, inp, outp)')
+                           called_as='hook(m, inp, outp)', recomputed=self.recomputed)
     def after_fit(self):
         if self.do_remove: self.remove()
     def hook(self,
@@ -99,8 +109,21 @@ class HookCallback(Callback):
         self.watched = {}
 
 # %% ../nbs/06b_hook_callbacks.ipynb #f1757374
+def _odd(x):
+    "What `x` is, if it has no values to measure: 'no tensor', 'int64', 'nested' …"
+    if x is None: return 'no tensor'
+    return unmeasurable(x) if x.is_floating_point() else str(x.dtype).removeprefix('torch.')
+
+def _say_odd(odd, outputs, valid):
+    "Warn of the layers in `odd`, number -> what they gave, that have no row in any record"
+    seen = {i for t in (outputs, valid) if t for i in t.log.rows['layer'].tolist()}
+    left = [f'{outputs.names[i]} ({what})' for i,what in sorted(odd.items()) if i not in seen]
+    if left: warnings.warn(f'ActivationStats has no numbers of {", ".join(left)}: '
+                           'it measures plain dense tensors of floats')
+
 class ActivationStats(HookCallback):
     "`hook`, `after_batch`: notes what each module gives in `outputs`; `after_epoch`: fetches it"
+    recomputed = True   # its gradients come from there
     def __init__(self,
         modules:object=None, # as for `HookCallback`: None watches all innermost modules
         bins:int=40, # of the histograms, 4 to 256
@@ -120,7 +143,7 @@ class ActivationStats(HookCallback):
         self.outputs = self.valid = self.grads = None   # from the first fit on each a Telemetry
     def begin_fit(self):
         super().begin_fit()
-        self.at = {m: i for i,m in enumerate(self.watched)}
+        self.at,self.odd = {m: i for i,m in enumerate(self.watched)},{}
         names = list(self.watched.values())
         floors = None if self.near is None else [floor_of(m) for m in self.at]
         def new(near, **kw): return Telemetry(names, near=near, **kw, **self.settings)
@@ -130,12 +153,15 @@ class ActivationStats(HookCallback):
     def hook(self, m, inp, outp):
         "Note the first tensor that `m` gave, and see to it that its gradient will be noted"
         t = self.outputs if self.run.in_train else self.valid
-        x = first_tensor(outp)
-        if t is None or x is None or not x.is_floating_point(): return
-        t.add(self.at[m], x)
+        i,x = self.at[m],first_tensor(outp)
+        if t is None: return
+        if what := _odd(x): self.odd[i] = what
+        if what: return
+        if not in_backward(): t.add(i, x)
         wanted = self.grads is not None and t is self.outputs
         if wanted and x.requires_grad and t.recording:
-            x.register_hook(partial(self.grads.add, self.at[m]))
+            t.asked.add(i)
+            x.register_hook(partial(self.grads.add, i))
     def after_batch(self):
         for t in (self.outputs, self.grads) if self.run.in_train else (self.valid,):
             if t is not None: t.step()
@@ -145,6 +171,7 @@ class ActivationStats(HookCallback):
     def after_fit(self):
         super().after_fit()
         self.after_epoch()
+        if self.outputs is not None: _say_odd(self.odd, self.outputs, self.valid)
     def record(self,
         of:str='outputs', # or 'valid', 'grads'
     )->Telemetry: # of the last fit

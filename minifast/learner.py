@@ -9,15 +9,17 @@ __all__ = ['Learner', 'get_model', 'create_learner']
 from collections.abc import Callable
 from numbers import Integral
 from torch import nn, optim
+from torch.nn.parameter import is_lazy
 
 # %% ../nbs/04a_learner.ipynb #38d9bd2f
 def _brief(o):
     "What `o` is in a few words"
     name = getattr(o, '__name__', type(o).__name__)
     if isinstance(o, nn.Module):
-        return f'{name}, {sum(p.numel() for p in o.parameters()):,} parameters'
+        return f'{name}, {sum(p.numel() for p in o.parameters() if not is_lazy(p)):,} parameters'
     if isinstance(o, optim.Optimizer):
-        return f'{name}, lr {", ".join(str(g["lr"]) for g in o.param_groups)}'
+        lrs = [f'{float(g["lr"]):g}' for g in o.param_groups if 'lr' in g]
+        return f'{name}, lr {", ".join(lrs)}'
     return name
 
 class Learner():
@@ -39,9 +41,11 @@ def get_model(
     nh:int=50, # activations in the hidden layer
 )->tuple: # model, optimiser
     "Linear, ReLU, Linear from the rows of `data` to its `c` classes, and SGD for it"
-    size = tuple(data.train_ds[0][0].shape)
-    if len(size) != 1:
-        raise ValueError(f'get_model needs flat rows, got items of shape {size}: flatten them')
+    x = data.train_ds[0][0]
+    size = tuple(getattr(x, 'shape', ()))
+    got = f'shape {size}' if hasattr(x, 'shape') else f'type {type(x).__name__}'
+    if len(size) != 1: raise ValueError(
+        f'get_model needs flat rows, got items of {got}: flatten them')
     for k,n in {'nh': nh, 'c, the number of classes of data,': data.c}.items():
         if not isinstance(n, Integral) or n < 1:
             raise ValueError(f'{k} must be an int above 0, got {n}')

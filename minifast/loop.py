@@ -6,12 +6,13 @@
 __all__ = ['TrainingLoop']
 
 # %% ../nbs/05aa_training_loop.ipynb #9f632ebb
+import warnings
 from numbers import Integral
 
 import torch
 
 from .callback import (CallbackList, CancelBatchException, CancelEpochException,
-                               CancelTrainException, add_note, describe)
+                               CancelStepException, CancelTrainException, add_note, describe)
 
 # %% ../nbs/05aa_training_loop.ipynb #3d86dc3a
 _AFTER_CANCEL = ('', 'after_cancel_batch', 'after_cancel_epoch', 'after_cancel_train')
@@ -48,7 +49,7 @@ class _Always:
     def __exit__(self, kind, e, traceback):
         listeners,gravest = self.run._on[self.event],e
         if not listeners: return
-        for only in [(f,) for f in listeners] if self.each else [listeners]:
+        for only in [(f,) for f in reversed(listeners)] if self.each else [listeners]:
             try: self.run(self.event, only)
             except BaseException as late:
                 if _severity(late) > _severity(gravest): gravest = late
@@ -96,6 +97,26 @@ def _check_fit(epochs, learn):
             'DataBunch(train_dl, valid_dl, c)')
         _check_loader(k, getattr(learn.data, k))
 
+def _tell_epoch(dl, epoch):
+    "Call `set_epoch` of `dl`, its dataset and samplers where they have it: order depends on it"
+    parts = [getattr(dl, k, None) for k in ('dataset', 'sampler', 'batch_sampler')]
+    objs = dl,*parts,getattr(parts[-1], 'sampler', None)
+    for o in {id(o): o for o in objs}.values():
+        if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
+
+def _batches(dl, run):
+    "The batches of `dl`, as many as it promised"
+    n,given,name = len(dl),0,'train_dl' if run.in_train else 'valid_dl'
+    _tell_epoch(dl, run.epoch)
+    for given,b in enumerate(dl, 1):
+        if given > n: raise RuntimeError(
+            f'{name} promised {n} batches by its len and gives more, but schedules and bars '
+            f'count on {n}: let the len of this {type(dl).__name__} be right')
+        yield b
+    if given < n: warnings.warn(
+        f'{name} promised {n} batches by its len and gave {given}, so schedules stop short: let '
+        f'the len of this {type(dl).__name__} be right')
+
 def _check_pair(b, run):
     "TypeError if `b`, a batch that the loader gave, isn't inputs and targets"
     if not isinstance(b, (tuple, list)) or len(b) != 2: raise TypeError(
@@ -127,6 +148,7 @@ _HINTS = {
         'another module',
     'same device': _MOVE,
     'expected device': _MOVE}
+_STEP = 'CancelStepException means something in after_backward only, where the step comes next'
 
 def _explain(e, run):
     "Note on an error where it happened, and of what; a cancel is none"
@@ -136,6 +158,7 @@ def _explain(e, run):
     add_note(e, f'at{run.where()[1:]}: {shapes}')
     for words,hint in _HINTS.items():
         if words in str(e): add_note(e, hint)
+    if isinstance(e, CancelStepException): add_note(e, _STEP)
 
 # %% ../nbs/05aa_training_loop.ipynb #3d2a657d
 class _Fitting:
@@ -153,6 +176,7 @@ class _Fitting:
         run.fitting = True
 
     def __exit__(self, kind, e, traceback):
+        self.run.opt.zero_grad()
         self.run.fitting = self.run.in_train = False
         self.run.xb = self.run.yb = self.run.pred = self.run.loss = self.run.dl = None
         return _severity(e) < _ERROR
@@ -163,14 +187,33 @@ def _skips(run, event):
     with _CancelsEnd(run, 'after_cancel_batch'): skip = run(event)
     return skip
 
+def _broken_off(run, e):
+    "A batch has ended by `e`: no gradients are left, and an error says where it was"
+    if isinstance(e, Exception): _explain(e, run)
+    run.opt.zero_grad()
+
+def _keeps(run, event):
+    "Does a callback raise CancelStep at `event`, to keep the gradients for a later step?"
+    try: run(event)
+    except CancelStepException: return True
+
+def _call_all(run, event):
+    "Call what listens to `event`, and only then end the training if one of them cancels it"
+    end = None
+    for f in run._on[event]:
+        try: run(event, (f,))
+        except CancelTrainException as e: end = end or e
+    try:
+        if end: raise end
+    finally: del end   # as above
+
 # %% ../nbs/05aa_training_loop.ipynb #a9659140
 class TrainingLoop(CallbackList):
     """Trains a Learner and calls callbacks at every event: begin_fit, begin_epoch, begin_batch,
     after_pred, after_loss, after_backward, after_step, after_cancel_batch, after_batch,
     begin_validate, after_cancel_epoch, after_epoch, after_cancel_train, after_fit"""
     reserved = _PARTS
-    n_epochs = property(_n_epochs)
-    pos = property(_pos)
+    n_epochs,pos = property(_n_epochs),property(_pos)
     where = _where
     def __init__(self,
         cbs:object=None, # a callback or several
@@ -181,8 +224,7 @@ class TrainingLoop(CallbackList):
         self.iters = 1
         self.fitting = self.in_train = self.completed = False
         super().__init__(cbs, cb_funcs)
-    def __getstate__(self): # a copy isn't in the middle of a fit
-        return {**super().__getstate__(), 'fitting': False}
+    def __getstate__(self): return {**super().__getstate__(), 'fitting': False}   # of a copy
 
     def fit(self,
         epochs:int, # passes over the training loader, from 0 up
@@ -192,7 +234,6 @@ class TrainingLoop(CallbackList):
         _check_fit(epochs, learn)
         with (_Fitting(self, epochs, learn), _Always(self, 'after_fit', each=True),
               _CancelsEnd(self, 'after_cancel_train')):
-            self.opt.zero_grad()
             self('begin_fit')
             while self.epoch < self.epochs:   # not a range: a callback may change `run.epochs`
                 self.one_epoch()
@@ -200,6 +241,7 @@ class TrainingLoop(CallbackList):
 
     def one_epoch(self):
         "Train, validate, and call `after_epoch`; CancelEpoch ends the one of these that is at hand"
+        self.opt.zero_grad()
         self.in_train,self.iter = True,0
         with _CancelsEnd(self, 'after_cancel_epoch'):
             if not _skips(self, 'begin_epoch'): self.all_batches(self.data.train_dl)
@@ -208,12 +250,12 @@ class TrainingLoop(CallbackList):
             with _CancelsEnd(self, 'after_cancel_epoch'), torch.no_grad():
                 if not _skips(self, 'begin_validate'): self.all_batches(self.data.valid_dl)
         self.dl = None
-        with _CancelsEnd(self, 'after_cancel_epoch'): self('after_epoch')
+        with _CancelsEnd(self, 'after_cancel_epoch'): _call_all(self, 'after_epoch')
 
     def all_batches(self, dl):
         "Train on the pairs (xb,yb) of `dl`, or validate on them, as `run.in_train` says"
         self.dl,self.iters = dl,len(dl)
-        for self.iter,b in enumerate(dl):
+        for self.iter,b in enumerate(_batches(dl, self)):
             _check_pair(b, self)
             self.one_batch(*b)
         self.iter,self.dl = self.iters,None
@@ -225,22 +267,24 @@ class TrainingLoop(CallbackList):
         "Predict and, in training, update; `after_batch` runs whatever happens"
         self.xb,self.yb,self.pred,self.loss,self.completed = xb,yb,None,None,False
         on = self._on
-        cancels_end = _CancelsEnd(self, 'after_cancel_batch')
-        with cancels_end, _Always(self, 'after_batch'), cancels_end:
-            try:
-                if on['begin_batch']: self('begin_batch')
-                self.pred = self.model(self.xb)
-                if on['after_pred']: self('after_pred')
-                self.loss = self.loss_func(self.pred, self.yb)
-                if on['after_loss']: self('after_loss')
-                if self.in_train:
-                    self.loss.backward()
-                    if on['after_backward']: self('after_backward')
+        try:
+            if on['begin_batch']: self('begin_batch')
+            self.pred = self.model(self.xb)
+            if on['after_pred']: self('after_pred')
+            self.loss = self.loss_func(self.pred, self.yb)
+            if on['after_loss']: self('after_loss')
+            if self.in_train:
+                self.loss.backward()
+                if not (on['after_backward'] and _keeps(self, 'after_backward')):
                     self.opt.step()
                     if on['after_step']: self('after_step')
-                    self.n_iter += 1
-                self.completed = True
-            except Exception as e:
-                _explain(e, self)
-                raise
-            finally: self.opt.zero_grad()
+                    self.opt.zero_grad()
+                self.n_iter += 1
+            self.completed = True
+        except BaseException as e:
+            _broken_off(self, e)
+            cancels_end = _CancelsEnd(self, 'after_cancel_batch')
+            with cancels_end, _Always(self, 'after_batch'), cancels_end: raise
+        else:
+            if on['after_batch']:
+                with _CancelsEnd(self, 'after_cancel_batch'): self('after_batch')

@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from .callback import listens
+from .callback import add_note, listens
 from .core import ListContainer, listify, to_floats
-from .hooks import children, first_tensor
-from .init import GeneralRelu
+from .hooks import children, first_tensor, names_of, original
+from .init import GeneralRelu, set_weight
+from .summary import uncompiled
 from .sweep import snapshot
 from .telemetry import moments
 
@@ -66,6 +68,7 @@ def find_modules(
     cond:Callable, # of a module; true for those to be found
 )->list: # each once, in order of registration; what was found isn't searched further
     "The modules in `m`, itself included, for which `cond` holds"
+    m = original(m)
     if cond(m): return [m]
     return list(dict.fromkeys(o for c in children(m) for o in find_modules(c, cond)))
 
@@ -95,6 +98,11 @@ class MeanStd(NamedTuple):
 
 _NO_NUMBERS = MeanStd(math.nan, math.nan)
 
+def _has_numbers(t):
+    "Is `t` a tensor of floats, dense and with data?"
+    if not torch.is_tensor(t) or t.is_nested or t.is_meta: return False
+    return t.is_floating_point() and t.layout == torch.strided
+
 def _measure(out):
     "Mean and std of all numbers in `out`, in double precision where there is one"
     t = out.flatten().to(torch.float32 if out.device.type == 'mps' else torch.float64)
@@ -105,7 +113,7 @@ def _illness(out, now, inputs):
     "Why no scale and shift can mend `out`, measured as `now`; '' if they may"
     if not math.isfinite(now.mean + now.std):
         x = first_tensor(inputs)
-        return 'overflow' if x is None or x.isfinite().all() else 'nan input'
+        return 'nan input' if _has_numbers(x) and not x.isfinite().all() else 'overflow'
     if now.std <= 4*torch.finfo(out.dtype).eps*abs(now.mean): return 'dead'   # rounding
     items = out if out.ndim else [out]
     alike = len(items) > 1 and all(o.equal(items[0]) for o in items[1:])
@@ -115,40 +123,50 @@ def _illness(out, now, inputs):
 def _owner(layer):
     "The module in `layer` whose own the `weight` of `layer` is; None if there is none"
     w = getattr(layer, 'weight', None)
-    if not (torch.is_tensor(w) and w.is_floating_point()): return None
-    def owns(o): return is_parametrized(o, 'weight') or o._parameters.get('weight') is w
-    return next(filter(owns, layer.modules()), None)
+    def owns(o):
+        if is_parametrized(o, 'weight'): return original(o) is o
+        held = dict(o.named_parameters(recurse=False)) | vars(o)   # there by pruning
+        return held.get('weight') is w
+    return next(filter(owns, layer.modules()), None) if _has_numbers(w) else None
 
 def _bias(o):
-    b = getattr(o, 'bias', None)
+    b,made = getattr(o, 'bias', None),getattr(type(o), 'bias', None)
+    if isinstance(b, nn.Parameter): return b
+    if isinstance(made, property) and made.fset is None: return None   # can't be moved
     return b if torch.is_tensor(b) or isinstance(b, float) else None
 
-def _set(o, k, v):
-    if isinstance(getattr(o, k), nn.Parameter): getattr(o, k).copy_(v)
-    else: setattr(o, k, v)   # a property, a buffer or a parametrization
+def _set_bias(o, v):
+    if isinstance(o.bias, nn.Parameter): o.bias.copy_(v)   # perhaps of a module in `o`
+    elif not set_weight(o, v, 'bias'): setattr(o, 'bias', v)   # a property or a buffer
 
 def _rescale(layer, mean, std):
-    "Divide all that makes the output of `layer` by `std`; take the `mean` off its bias"
+    "Divide what makes the output of `layer` by `std`, take the `mean` off; False if it can't be"
     owner,b = _owner(layer),_bias(layer)
     inner = None if owner is layer else _bias(owner)
-    _set(owner, 'weight', owner.weight/std)
-    if inner is not None and inner is not b: _set(owner, 'bias', inner/std)
-    if b is not None: _set(layer, 'bias', (b - mean)/std)
+    if not set_weight(owner, owner.weight/std): return False
+    if inner is not None and inner is not b: _set_bias(owner, inner/std)
+    if b is not None: _set_bias(layer, (b - mean)/std)
+    return True
 
 def _draw_orthonormal(owner): # rows, or columns where there are fewer of them
     w = owner.weight
     if w.ndim < 2: return
     dtype = torch.promote_types(w.dtype, torch.float32)
     new = nn.init.orthogonal_(torch.empty(w.shape, device=w.device, dtype=dtype))
-    _set(owner, 'weight', new.to(w.dtype))
+    set_weight(owner, new.to(w.dtype))
+
+def _copy(b): return b.detach().clone() if torch.is_tensor(b) else b
 
 def _keep(layer):
     "A function that gives `layer` back what it has now"
     held = [(t, t.detach().clone()) for t in (*layer.parameters(), *layer.buffers())]
-    b = copy.deepcopy(_bias(layer))
+    made = [(vars(o), k, vars(o)[k]) for o in layer.modules() for k in ('weight', 'bias')
+            if torch.is_tensor(vars(o).get(k))]   # of pruned layers, say
+    b = _copy(_bias(layer))
     def put_back():
-        if b is not None: _set(layer, 'bias', b)
         for t,v in held: t.copy_(v)
+        for attrs,k,v in made: attrs[k] = v
+        if b is not None and torch.as_tensor(_bias(layer) != b).any(): _set_bias(layer, b)
     return put_back
 
 # %% ../nbs/07a_lsuv.ipynb #73cc5495
@@ -182,7 +200,8 @@ def _mend(layer, run, out, found, inputs, aim):
     why = _illness(first_tensor(out), now, inputs)
     if why: return out,now,steps,why
     while steps < aim.max_iter and not aim.met(layer, now, tol):
-        _rescale(layer, now.mean if aim.shift else 0., now.std)
+        if not _rescale(layer, now.mean if aim.shift else 0., now.std):
+            return out,now,steps,'fixed scale'
         out = run()
         now = _measure(first_tensor(out))
         steps,tol = steps + 1,aim.tol/2   # half, so that a second LSUV is quiet
@@ -203,10 +222,14 @@ class LSUVRow(NamedTuple):
 class _Sweep:
     "Mends each of `layers` at its first call in a run of `model`, its input at hand"
     def __init__(self, model, layers, aim):
-        self.model,self.layers,self.aim = model,layers,aim
-        self.names = {m: n for n,m in model.named_modules()}
+        self.model,self.aim = original(model),aim
+        self.layers = list(dict.fromkeys(map(original, layers)))
+        self.names = names_of(model)
         self.rows,self.put_back = {},{}   # by layer
         self.weights = set()   # of the layers so far
+        for n,p in self.model.named_parameters():
+            if is_lazy(p): raise ValueError(
+                f'{n} has no shape yet: run the model on a batch first')
 
     def note(self, layer, before, after, steps, why):
         name = f"{self.names.get(layer, '')} ({type(layer).__name__})".strip()
@@ -215,7 +238,7 @@ class _Sweep:
     def __call__(self, layer, args, kwargs, out): # a forward hook
         if layer in self.rows: return   # called again: its first call counts
         t,owner = first_tensor(out),_owner(layer)
-        found = _measure(t) if t is not None and t.is_floating_point() else _NO_NUMBERS
+        found = _measure(t) if _has_numbers(t) else _NO_NUMBERS
         def leave(why): self.note(layer, found, found, 0, why)
         if owner is None or found is _NO_NUMBERS: return leave('no weight')
         w = owner._parameters.get('weight')   # None for a parametrized one
@@ -234,22 +257,29 @@ class _Sweep:
         for layer,row in self.rows.items():
             if row.why not in _MENDED or is_parametrized(layer, 'bias'): continue
             b = _bias(layer)
-            if b is not None: yield layer,copy.deepcopy(b)
+            if b is not None: yield layer,_copy(b)
 
     @torch.no_grad()
     def run(self, xb):
         "LSUVRows in order of call, those that weren't called at the end"
         handles = []
         try:
-            for m in self.layers: handles.append(
-                m.register_forward_hook(self, with_kwargs=True, prepend=True))
-            with snapshot(self.model):
-                for m in self.model.modules(): m.training = False   # no dropout
+            for m in self.layers:
+                if isinstance(m, torch.jit.ScriptModule):
+                    self.note(m, _NO_NUMBERS, _NO_NUMBERS, 0, 'TorchScript')
+                else: handles.append(
+                    m.register_forward_hook(self, with_kwargs=True, prepend=True))
+            with snapshot(self.model), uncompiled(self.model):
+                for m in self.model.modules():
+                    if hasattr(m, 'training'): m.training = False   # no dropout
                 self.model(xb)
                 biases = list(self.mended_biases())
-            for m,b in biases: _set(m, 'bias', b)   # a buffer was put back with all others
-        except BaseException:
-            for f in self.put_back.values(): f()
+            for m,b in biases: _set_bias(m, b)   # a buffer was put back with all others
+        except BaseException as e:
+            for m,f in self.put_back.items():
+                try: f()
+                except Exception as other:
+                    add_note(e, f'{self.names.get(m)} keeps its change: {other}')
             raise
         finally:
             for h in handles: h.remove()
@@ -265,19 +295,25 @@ _CURES = {
     'dead': 'it gives the same for every item: look at its weights and at what goes in',
     'nan input': 'its input holds nan or inf: mend the data, or the layers before it',
     'overflow': 'it gives nan or inf for finite numbers: draw its weights anew',
-    'no weight': 'it has no `weight`, or no output of floats: '
+    'no weight': 'it has no `weight`, or it gives no dense tensor of floats to measure: '
                  'pass a layer such as nn.Conv2d',
+    'fixed scale': 'what makes its weight, a spectral norm say, allows no other scale: '
+                   'leave it out',
+    'TorchScript': "nothing can look into it: call lsuv_init before torch.jit's script or trace",
     'never called': "the model doesn't call it for this batch: "
                     'pass a layer that is in use'}
 
 def lsuv_module(
     model:nn.Module, # run once, in evaluation mode
     m:nn.Module, # a layer in `model`, with `weight` and, for the mean, `bias`
-    xb:torch.Tensor, # a batch, as `get_batch` gives it
+    xb:torch.Tensor=None, # a batch, as `get_batch` gives it
     tol:float=1e-3, # how far the mean may be from 0 and the standard deviation from 1
     max_iter:int=20, # steps at most; one is enough where the activation is homogeneous
 )->tuple: # mean and standard deviation of what `m` gives now
     "Scale and shift `m` to mean 0 and std 1; a ValueError, and no change, if that can't be"
+    if xb is None: raise TypeError(   # the call of 2019, where the model was a global name
+        f'got lsuv_module({type(model).__name__}, {type(m).__name__}), without the model or '
+        'without a batch: write lsuv_module(model, m, xb), e.g. lsuv_module(learn.model, m, xb)')
     row = _Sweep(model, [m], _Aim(tol, max_iter)).run(xb)[0]
     if row.why in _MENDED: return row.after
     raise ValueError(f'{row.name} could not be mended ({row.why}): {_CURES[row.why]}')
@@ -300,7 +336,10 @@ class LSUVReport(ListContainer):
         return '\n'.join([head, '-'*len(head), *map(line, self)])
 
 # %% ../nbs/07a_lsuv.ipynb #41ffd0b7
-def _conv_or_linear(m): return isinstance(m, ConvLayer) or is_lin_layer(m)
+def _may_be_mended(m):
+    "Does LSUV know it? TorchScript with weights counts, so that it is reported"
+    if isinstance(m, torch.jit.ScriptModule): return any(p.ndim > 1 for p in m.parameters())
+    return isinstance(m, ConvLayer) or is_lin_layer(m)
 
 def lsuv_init(
     learn_or_model:object, # a module, or a Learner, whose model it is
@@ -317,7 +356,7 @@ def lsuv_init(
     if not isinstance(m, nn.Module): m = getattr(m, 'model', m)
     if not isinstance(m, nn.Module): raise TypeError(
         f'got {type(m).__name__}: give a module or a Learner')
-    if layers is None: layers = _conv_or_linear
+    if layers is None: layers = _may_be_mended
     if callable(layers) and not isinstance(layers, nn.Module): layers = find_modules(m, layers)
     aim = _Aim(tol, max_iter, shift, orthonormal)   # arXiv 1511.06422
     return LSUVReport(_Sweep(m, listify(layers), aim).run(xb))

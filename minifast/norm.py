@@ -10,7 +10,7 @@ import math
 from numbers import Integral
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 # %% ../nbs/07_batchnorm.ipynb #0e204603
 @torch.no_grad()
@@ -21,19 +21,22 @@ def _moments(v, dims):
     return mean,d,(d*d).mean(dims, keepdim=True)
 
 class _Normalise(torch.autograd.Function):
-    "weight*d/√(var+eps) + bias for `d`, which is `x` less the mean and is overwritten"
+    "weight*d/√(var+eps) + bias for `d`, in a tuple: `x` less the mean, and is overwritten"
     @staticmethod
     def forward(ctx, x, d, var, weight, bias, shape, eps, shares):
         rstd = (var + eps).rsqrt()
-        xhat = d.mul_(rstd)
+        xhat = d[0].mul_(rstd)
         ctx.save_for_backward(xhat, rstd, weight)
+        ctx.set_materialize_grads(False)
         ctx.size,ctx.shape,ctx.shares = x.shape,shape,shares
-        return (xhat*weight.view(shape)).add_(bias.view(shape)).to(x.dtype)
+        y = (xhat*weight.view(shape)).add_(bias.view(shape)).to(x.dtype)
+        return y,xhat,rstd   # as outputs: a second derivative goes through them
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad, dxhat, drstd):
         xhat,rstd,weight = ctx.saved_tensors
+        if grad is None or dxhat is not None or drstd is not None:
+            return _again(ctx, grad, dxhat, drstd)
         dy,w = grad.to(xhat.dtype),weight.view(ctx.shape)
         small = [max(sizes) for sizes in zip(rstd.shape, w.shape)]
         s  = dy.sum_to_size(small)          # the only two sums over all numbers
@@ -50,7 +53,35 @@ class _Normalise(torch.autograd.Function):
             dx = (xhat*by_var).add_(by_mean).addcmul_(*own).reshape(ctx.size)
         return dx, None, None, dweight, dbias, None, None, None
 
+# %% ../nbs/07_batchnorm.ipynb #d015d778
+def _again(ctx, grad, dxhat, drstd):
+    "The backward in the backward of `_Normalise`, where `xhat` and `rstd` have gradients too"
+    xhat,rstd,weight = ctx.saved_tensors
+    w,dweight,dbias = weight.view(ctx.shape),None,None
+    e = torch.zeros_like(xhat) if dxhat is None else dxhat   # gradient of xhat, from all sides
+    if grad is not None:
+        dy = grad.to(xhat.dtype)
+        dweight = (dy*xhat).sum_to_size(w.shape).view(weight.shape)
+        dbias = dy.sum_to_size(w.shape).view(weight.shape)
+        e = e + w*dy
+    n,(of_mean,of_var) = xhat.numel()/rstd.numel(),ctx.shares
+    s,sx = e.sum_to_size(rstd.shape),(e*xhat).sum_to_size(rstd.shape)
+    if drstd is not None: sx = sx + rstd*drstd   # dσ⁻¹/dx = -x̂/(nσ²)
+    dx = rstd*(e - (of_mean*s + of_var*xhat*sx)/n)
+    return dx.reshape(ctx.size), None, None, dweight, dbias, None, None, None
+
 # %% ../nbs/07_batchnorm.ipynb #e07c3264
+# 2.13 has no public way to ask
+_transformed = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
+def _in_forward_mode(): return getattr(forward_ad, '_current_level', -1) >= 0
+
+def _by_formula(x, d, var, weight, bias, eps):
+    "What `_Normalise` gives, by steps that torch.func and forward-mode derivatives can follow"
+    v = x.reshape(d.shape).to(d.dtype)
+    dims = [i for i,n in enumerate(var.shape) if n == 1]
+    d = v - v.mean(dims, keepdim=True)
+    return (weight*d*((d*d).mean(dims, keepdim=True) + eps).rsqrt() + bias).to(x.dtype)
+
 class _Norm(nn.Module):
     "What all have: `weight` and `bias`, or None for both, and `eps`"
     def __init__(self, size, eps, affine):
@@ -73,7 +104,9 @@ class _Norm(nn.Module):
         "weight*d/√(var+eps) + bias, in the shape of `x`; `shares` are the two a of the formula"
         weight,bias,shape = self._affine(d, shape)
         if not x.numel(): return x + 0*(weight.sum() + bias.sum())   # empty: gradients of 0
-        y = _Normalise.apply(x, d, var, weight, bias, shape, self.eps, shares)
+        if _transformed() or _in_forward_mode():   # these want plain steps
+            y = _by_formula(x, d, var, weight.view(shape), bias.view(shape), self.eps)
+        else: y = _Normalise.apply(x, (d,), var, weight, bias, shape, self.eps, shares)[0]
         return y.view(x.shape)   # here: a view made by a Function can't be changed in place
 
 # %% ../nbs/07_batchnorm.ipynb #1cee91a1
@@ -84,6 +117,11 @@ class _Tracking(_Norm):
         self.nf = nf
         self.register_buffer('running_mean', torch.zeros(nf))
         self.register_buffer('running_var',  torch.ones(nf))
+    def _check(self):
+        "Before anything is noted: can it be?"
+        if _transformed(): raise RuntimeError(
+            f"{self} can't note averages inside of a transform of torch.func, such as vmap or "
+            'grad: call eval() before it, or take a norm without averages, such as GroupNorm')
     def _by_running(self, x, v, var):
         "Normalised by constants: autograd's backward is enough"
         weight,bias,_ = self._affine(v, None)
@@ -118,6 +156,7 @@ class BatchNorm(_Tracking):
         if not (self.training and n): return self._by_running(x, v, self.running_var)
         if n == 1: self._refuse(x, 'one number a channel is its own mean, so all would '
                                 'become 0: give more samples or pixels, or call eval()')
+        self._check()
         mean,d,var = _moments(v, (0,2))            # μ, x-μ and σ²
         self._track(mean, var*(n/(n-1)))           # remembered: as an estimate for all data
         return self._scaled(x, d, var, (1,-1,1))   # γ(x-μ)/√(σ²+ε) + β
@@ -218,6 +257,9 @@ class RunningBatchNorm(_Tracking):
         v = self._sheets(x, self.nf)
         if not (self.training and v.numel()):
             return self._by_running(x, v, self.running_var.clamp_min(self._floor()))
+        self._check()
+        if _in_forward_mode(): raise RuntimeError(
+            f'{self} has no forward-mode derivative in training: call eval() or take backward()')
         mean,d,var = _moments(v, (0,2))
         share = self._take_in(mean, var, v.numel()/self.nf, len(v))
         d.add_(mean - self.running_mean.view(1,-1,1))   # x-μ′, no more x-μ

@@ -13,6 +13,8 @@ from bisect import bisect_right
 from functools import partial, wraps
 from types import SimpleNamespace
 
+import torch
+
 from .callback import Callback, CancelTrainException
 from .core import listify, to_floats
 from .plot import COLORS, get_ax
@@ -106,9 +108,15 @@ def pg_dicts(
     return [{'params': list(o)} for o in pgs]
 
 # %% ../nbs/05c_anneal.ipynb #283b9a03
+def _groups(opt):
+    "The parameter groups of `opt`, where its hyper-parameters are"
+    if hasattr(opt, 'param_groups'): return opt.param_groups
+    raise TypeError(f'the optimiser, a {type(opt).__name__}, has no param_groups: give it a list '
+                    "of dicts with 'params' and 'lr', as those of torch.optim have")
+
 def _check_pname(cb):
     "ValueError if `cb` would set what the optimiser hasn't got, or what another callback sets"
-    for pg in cb.opt.param_groups:
+    for pg in _groups(cb.opt):
         has = [k for k in pg if k != 'params'] + ['momentum']*('betas' in pg)
         if cb.pname not in has: raise ValueError(
             f"{type(cb.opt).__name__} has no {cb.pname!r}: choose one of {', '.join(has)}")
@@ -127,14 +135,14 @@ class ParamScheduler(Callback):
         sched_funcs:object, # a function of pos, or a list with one for each parameter group
     ):
         self.pname,self.sched_funcs = pname,sched_funcs
-        self.funcs,self.vals = [],[]   # one function a group, and its values in the epoch `of`
-        self.of = -1
+        self.funcs,self.vals = [],[]   # one function a group, and its values in epoch `of`
+        self.of = None
         wrong = [f for f in listify(sched_funcs) if not callable(f)]
         if wrong: raise TypeError(
             f'sched_funcs takes functions of pos, got {wrong[0]!r}: try sched_no(1, 1)')
     def begin_fit(self):
-        n,fs = len(self.opt.param_groups),self.sched_funcs
-        self.of,self.funcs = -1,list(fs) if isinstance(fs, (list, tuple)) else [fs]*n
+        n,fs = len(_groups(self.opt)),self.sched_funcs
+        self.of,self.funcs = None,list(fs) if isinstance(fs, (list, tuple)) else [fs]*n
         if len(self.funcs) != n: raise ValueError(
             f'got {len(self.funcs)} schedules for {n} parameter groups: '
             'pass one, or one for each group')
@@ -142,16 +150,21 @@ class ParamScheduler(Callback):
     def begin_batch(self):
         run = self.run
         if not run.in_train: return
-        if self.of != run.epoch: self._plan(run)
+        if self.of != (run.epoch, run.epochs, run.iters): self._plan(run)
+        i = min(run.iter, run.iters-1)   # a batch too many trains at the last value
         for pg,vals in zip(run.opt.param_groups, self.vals):
-            if self.pname in pg: pg[self.pname] = vals[run.iter]
-            else: pg['betas'] = (vals[run.iter], *pg['betas'][1:])   # Adam's momentum
+            if self.pname in pg: pg[self.pname] = vals[i]
+            else: pg['betas'] = (vals[i], *pg['betas'][1:])   # Adam's momentum
     def _plan(self, run):
         "The values for an epoch: a schedule costs less so than batch by batch"
         at = [(run.epoch + i/run.iters)/run.epochs for i in range(run.iters)]   # as `run.pos`
-        self.of,self.vals = run.epoch,[[float(f(pos)) for pos in at] for f in self.funcs]
+        self.vals = [[float(f(pos)) for pos in at] for f in self.funcs]
+        self.of = run.epoch,run.epochs,run.iters
 
 # %% ../nbs/05c_anneal.ipynb #33c73630
+# a tensor that is changed in place later on must not rewrite what has been noted
+def _noted(v): return v.detach().clone() if isinstance(v, torch.Tensor) else v
+
 class Recorder(Callback):
     "Notes rates and losses in `after_batch`, the table's validation columns in `after_epoch`"
     _order = 55   # after AvgStatsCallback
@@ -159,13 +172,13 @@ class Recorder(Callback):
         self.lrs,self.metrics = [],[]        # a list of rates for each group; a dict an epoch
         self._losses,self._waiting = [],[]   # as floats; as tensors, each on its device
     def begin_fit(self):
-        self.lrs,self.metrics = [[] for _ in self.opt.param_groups],[]
+        self.lrs,self.metrics = [[] for _ in _groups(self.opt)],[]
         self._losses,self._waiting = [],[]
     def after_batch(self):
         run = self.run
         if not (run.in_train and run.completed): return
-        for lrs,pg in zip(self.lrs, run.opt.param_groups): lrs.append(pg['lr'])
-        self._waiting.append(run.loss.detach())
+        for lrs,pg in zip(self.lrs, run.opt.param_groups): lrs.append(_noted(pg['lr']))
+        self._waiting.append(_noted(run.loss))
     def after_epoch(self):
         stats = self.run.find(AvgStatsCallback)
         row = stats.history[-1] if stats else {}
@@ -173,8 +186,8 @@ class Recorder(Callback):
         self.metrics.append({'iteration': len(self.losses), **valid})
     def after_fit(self): self._fetch()
     def _fetch(self):
-        self._losses += to_floats(self._waiting)
-        self._waiting = []
+        # a new list: one that was read before stays as it is
+        self._losses,self._waiting = self._losses + to_floats(self._waiting),[]
     @property
     def losses(self)->list: # one python float for each completed training batch
         "The training losses; reading them costs one transfer from the device"
@@ -224,7 +237,15 @@ class _Round:
     def __init__(self, dl, n): self.dl,self.n = dl,n
     def __len__(self): return self.n
     def __iter__(self):
-        return itertools.islice((b for _ in itertools.count() for b in self.dl), self.n)
+        given = 0
+        while given < self.n:
+            before = given
+            for b in itertools.islice(self.dl, self.n - given):
+                given += 1
+                yield b
+            if given == before: raise RuntimeError(
+                f'train_dl, a {type(self.dl).__name__}, gave {given} batches and then no more, but '
+                f'the sweep takes {self.n}: pass a loader that can be gone round again')
 
 def _check_sweep(losses):
     "Raise CancelTrainException when there is nothing more to learn from a sweep"
@@ -252,22 +273,22 @@ class LR_Find(Callback):
         self.lrs,self.losses,self.before = [],[],None
     def begin_fit(self):
         _check_pname(self)
-        self.lrs,self.losses,self.before = [],[],Snapshot(self.run)
+        self.lrs,self.losses,self.before = [],[],(Snapshot(self.run),self.run.data)
         self.run.epochs,train_dl = 1,_Round(self.data.train_dl, self.max_iter)
         self.run.data = SimpleNamespace(train_dl=train_dl, valid_dl=None)
     def begin_batch(self):
         for pg in self.opt.param_groups: pg['lr'] = self.sched(self.iter/(self.max_iter-1))
     def after_batch(self):
         if self.completed:
-            self.lrs.append(self.opt.param_groups[0]['lr'])
+            self.lrs.append(_noted(self.opt.param_groups[0]['lr']))
             self.losses.append(self.loss.item())
             _check_sweep(self.losses)
         if self.iter == self.max_iter-1: raise CancelTrainException('the sweep is complete')
     def after_fit(self):
         before,self.before = self.before,None
         if before is None: return   # begin_fit has failed
-        self.run.data = self.run.learn.data
-        before.restore()
+        snap,self.run.data = before
+        snap.restore()
 
     @property
     def suggestion(self)->Suggestion: # None if the loss never falls

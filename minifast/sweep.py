@@ -27,11 +27,19 @@ from .core import to_floats
 # a nan has the bits of that nan, and 0 not those of -0
 def _bits(t): return t.detach().contiguous().reshape(-1).view(torch.uint8)
 
+def _has(t, v):
+    "Are the values of `t` those of `v`? False where the bits can't be seen"
+    if t.is_meta: return True
+    if t.layout != torch.strided or t.is_quantized: return False
+    try: return torch.equal(_bits(t), _bits(v))
+    except (RuntimeError, TypeError): return False   # nested, conjugate, a subclass …
+
+def _kind(t): return (None if t.is_nested else t.shape),t.dtype,t.device
+
 def _put_back(t, v):
     "Values `v` into tensor `t` if it has others; new memory if `t` was moved or resized"
-    if (t.shape, t.dtype, t.device) != (v.shape, v.dtype, v.device): t.data = v.clone()
-    elif t.layout != torch.strided or t.is_quantized: t.copy_(v)   # no plain bits to compare
-    elif not (t.is_meta or torch.equal(_bits(t), _bits(v))): t.copy_(v)
+    if _kind(t) != _kind(v): t.data = v.clone()
+    elif not _has(t, v): t.copy_(v)
 
 def _inside(objs, depth=4):
     "`objs` and what their attributes hold, a few levels down"
@@ -69,12 +77,16 @@ def _refill(m, kind, was):
 
 def _of_modules(ms, params):
     "For modules `ms`: functions that put back modes and registers, those of parameters if asked"
-    kinds = ['_buffers', '_non_persistent_buffers_set'] + ['_parameters']*params
+    kinds = ['_buffers', '_non_persistent_buffers_set'] + ['_parameters', '_modules']*params
     for m in ms:
-        yield partial(setattr, m, 'training', m.training)
+        if hasattr(m, 'training'): yield partial(setattr, m, 'training', m.training)
         for kind in kinds:
             held = getattr(m, kind, None)   # something else in TorchScript
             if isinstance(held, (dict, set)): yield partial(_refill, m, kind, held.copy())
+        if type(m).get_extra_state is not nn.Module.get_extra_state:   # it has more to save
+            yield partial(_set_extra, m, copy.deepcopy(m.get_extra_state()))
+
+def _set_extra(m, state): m.set_extra_state(copy.deepcopy(state))
 
 def _set_grad(t, needs, grad):
     if not t.is_leaf: t.detach_()
@@ -131,6 +143,13 @@ def _of_optimiser(opt, same):
             d.update(was)
     return put_back
 
+def _check_lazy(m):
+    "ValueError if a layer of `m` has no weights yet: those that a batch makes couldn't be undone"
+    lazy = [k for k,t in (*m.named_parameters(), *m.named_buffers()) if is_lazy(t)]
+    if lazy: raise ValueError(
+        f'{lazy[0]} has no size before the first batch, and could not be put back: call '
+        'model(xb) once, then make the optimiser and the snapshot')
+
 class Snapshot:
     "A training as it is now: weights, buffers, gradients, modes, optimiser and random states"
     def __init__(self,
@@ -140,7 +159,10 @@ class Snapshot:
         if lacks: raise TypeError(
             f"got {type(learn).__name__} without {', '.join(lacks)}: give a Learner")
         m,opt = learn.model,learn.opt
-        ts = [*m.parameters(), *m.buffers(), *(p for g in opt.param_groups for p in g['params'])]
+        _check_lazy(m)
+        rates = [v for g in opt.param_groups for v in g.values() if torch.is_tensor(v)]
+        ps = [p for g in opt.param_groups for p in g['params']]
+        ts = [*m.parameters(), *m.buffers(), *ps, *rates]
         ms,same = list(m.modules()),{id(t): t for t in ts}
         self.undo = [_of_optimiser(opt, same), *_of_modules(ms, True), *_of_tensors(ts),
                      *_randomness([learn.data.train_dl, *ms])]

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .hooks import unmeasurable
+
 # %% ../nbs/06aa_telemetry.ipynb #01130141
 def moments(
     x:torch.Tensor, # float32 or float64, one-dimensional, one number at least
@@ -379,8 +381,8 @@ class Telemetry:
         i:int, # which layer
         x:torch.Tensor, # its output or a gradient: floats of any shape, not detached
     ):
-        "Note `x` for layer `i` and the batch at hand; several calls in a batch are merged"
-        if not (self.log.recording and x.numel()): return
+        "Note `x` for layer `i`; calls in a batch are merged, what can't be measured is passed over"
+        if not self.log.recording or unmeasurable(x) or not x.numel(): return
         if x.requires_grad: self.asked.add(i)
         self.log.add(i, self.meter(x, self.floors[i]))
     def step(self):

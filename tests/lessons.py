@@ -195,8 +195,9 @@ def main():
             nb, error, seconds = j.result()
             lost += print_row(n, v, seconds, verdict(nb, error))
             total += 1
-    if 'train' in a.lessons or not a.lessons:   # its seeds are its own
-        more = trainings([(v, python) for v, python in columns if 'seeds' not in v], a.jobs)
+    trained = [(v, python) for v, python in columns if 'seeds' not in v]   # its seeds are its own
+    if trained and ('train' in a.lessons or not a.lessons):
+        more = trainings(trained, a.jobs)
         total, lost = total + more[0], lost + more[1]
     print(f'\n{total - lost} passed, {lost} failed')
     return bool(lost)

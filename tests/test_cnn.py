@@ -1,9 +1,8 @@
 "minifast.cnn: layers from functions, the CNN's sizes, moving to a device, transforming batches, the runner"
 import copy
 import pickle
-import time
 import warnings
-from collections import Counter
+from collections import Counter, UserDict
 from functools import partial
 from types import SimpleNamespace
 
@@ -440,14 +439,44 @@ def test_the_sweep_of_the_rates_leaves_no_trace_beside_it():
     Runner([LR_Find(max_iter=5), CudaCallback('cpu')]).fit(1, learn)
     exact(learn.model.state_dict(), before)
 
-def test_it_costs_next_to_nothing_on_the_cpu():
+class Mapped(nn.Linear):
+    "Its register of parameters is a mapping, and no dict"
+    def __init__(self):
+        super().__init__(6, 6)
+        vars(self)['_parameters'] = UserDict(self._parameters)
+
+@pytest.mark.filterwarnings('ignore')   # PyTorch's own, about scripts and in its compiler
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+@pytest.mark.parametrize('part', [Mapped, lambda: torch.jit.script(nn.Linear(6, 6)),
+                                  lambda: torch.jit.trace(nn.Linear(6, 6), torch.randn(2, 6)),
+                                  lambda: torch.compile(nn.Linear(6, 6), backend='eager')],
+                         ids=['mapping', 'script', 'trace', 'compiled'])
+def test_modules_whose_parameters_are_no_dict(part, device):
+    "They move, and the optimiser still holds what the model holds"
+    model = nn.Sequential(nn.Linear(6, 6), part(), nn.Linear(6, 3))
+    opt = optim.SGD(model.parameters(), lr=.1, momentum=.9)
+    dl = [(torch.randn(8, 6), torch.randint(0, 3, (8,)))]*2
+    Runner(CudaCallback(device)).fit(1, Learner(model, opt, F.cross_entropy, DataBunch(dl, None)))
+    ps = list(model.parameters())
+    assert {p.device.type for p in ps} == {device} and [id(p) for p in opt.param_groups[0]['params']] == [id(p) for p in ps]
+
+@pytest.mark.parametrize('x, kind', [([torch.zeros(5)], 'list'), (None, 'NoneType'), ('ab', 'str'), (torch.zeros(()), 'Tensor')])
+def test_items_that_are_no_pictures_are_told_by_kind(x, kind):
+    data = SimpleNamespace(train_ds=[(x, 0)], c=3)
+    with pytest.raises(ValueError, match=rf'a CNN needs items .*got a {kind} of shape \(\): reshape'): get_cnn_model(data, [4], conv2d)
+
+def test_a_batch_that_is_there_already_is_not_moved(monkeypatch):
+    "That costs a comparison of devices: nothing is called, and the run keeps the same tensors"
     run = Runner(cb := CudaCallback('cpu'))
-    run.xb,run.yb = torch.zeros(4, 2),torch.zeros(4)
-    def seconds(n=500):
-        start = time.perf_counter()
-        for _ in range(n): cb.begin_batch()
-        return (time.perf_counter() - start)/n
-    assert min(seconds() for _ in range(10)) < 20e-6
+    run.fit(1, flat_learner())
+    x,y = run.xb,run.yb = torch.zeros(4, 2),torch.zeros(4)
+    def moves(*args, **kw): raise AssertionError('moved')
+    monkeypatch.setattr(minifast.cnn, 'to_device', moves)
+    for k in ('to', 'cpu', 'cuda'): monkeypatch.setattr(torch.Tensor, k, moves)
+    cb.begin_batch()
+    assert run.xb is x and run.yb is y
+    run.yb = [y]   # of a list it can't be known: it is asked to move
+    with pytest.raises(AssertionError, match='moved'): cb.begin_batch()
 
 mps = pytest.mark.skipif(not torch.backends.mps.is_available(), reason='no MPS device on this machine')
 

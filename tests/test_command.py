@@ -1,11 +1,22 @@
-"The recipes of `minifast train`: each part is really there, and is explained; the package's test trains by them"
+"""The recipes of `minifast train`: each part is really there, and is explained; the package's test trains by them.
+What goes wrong on the command line is one line and an exit status; a real fault keeps its traceback"""
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from helpers import root
-from minifast.__main__ import PARTS, RECIPES, build, describe, parser, pooled
+import minifast.__main__ as command
+from minifast.__main__ import PARTS, RECIPES, build, describe, main, parser, pooled
 from minifast.cnn import BatchTransformXCallback
 from minifast.core import set_seed
 from minifast.data import DataBunch, Dataset, get_data, get_dls, mnist_view, normalize_to
@@ -121,3 +132,257 @@ def test_help_and_errors(capsys):
     out = ''.join(capsys.readouterr().out.split())
     for k, v in RECIPES.items():
         assert f"{k}:{','.join(PARTS[o][0] for o in v[0].split())}".replace(' ', '') in out
+
+
+# ---------------------------------------------------------------- every way in: what the user can mend
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    "In an empty folder, with few images and without a surrounding MINIFAST_DATA"
+    monkeypatch.delenv('MINIFAST_DATA', raising=False)
+    monkeypatch.chdir(tmp_path)
+    x, y, x_valid, y_valid = get_data()
+    sets = {'train': (x[:256], y[:256], x_valid[:64], y_valid[:64]), 'test': (x_valid[64:128], y_valid[64:128])}
+    monkeypatch.setattr(command, 'read', sets.__getitem__)
+    yield tmp_path
+    plt.close('all')
+
+OUT = {'minifast-train.png', 'minifast-train-layers.png', 'minifast-train-diagnosis.txt'}
+TRAIN = ['train', '--recipe', 'plain', '--bs', '32', '--epochs', '2', '--device', 'cpu']
+
+def names(folder): return {p.name for p in folder.iterdir()}
+
+def status(args):
+    "What `main` returns, or the status that argparse exits with"
+    try: return main(args)
+    except SystemExit as e: return e.code
+
+def one_line(capsys, says):
+    "What went to stderr is one line that fits `says`, and nothing went to stdout"
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and err.endswith('\n') and re.search(says, err), err
+
+def test_alone_it_says_what_can_be_done(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 5 and not err
+    assert all(o in out for o in ('minifast train ', 'minifast train --help', 'minifast lessons DEST', 'minifast --help'))
+
+WRONG = [('trian', "'trian'.*train.*lessons"), ('lessons', 'DEST'), ('train --foo', '--foo'), ('train --recipe x', 'best.*plain'),
+         ('train --epochs 0', "--epochs: '0' is not a whole number from 1"), ('train --epochs 1.5', "'1.5'"),
+         ('train --bs -1', "--bs: '-1'"), ('train --bs 99999999999999999999', '1,000,000,000'), ('train --lr fast', "'fast'.*above 0"),
+         ('train --lr nan', "'nan'"), ('train --lr 1e999', "'1e999'"), ('train --lr', '--lr'), ('train --seed -1', 'from 0 to 4,294,967,295'),
+         ('train --seed x', "'x'"), ('train --threads 99999', '1,024'), ('train --out x.txt', '.png, .pdf or .svg'),
+         ('train --out no/x.png', 'folder of .*does not exist'), ('train --out x.png', "'x-layers.png'.* is a folder"),
+         ('train --out folder.png', 'is a folder: name a file'), ('train --out file/x.png', 'does not exist')]
+
+@pytest.mark.parametrize('args, says', WRONG, ids=[o for o, _ in WRONG])
+def test_wrong_arguments_are_one_line(args, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for o in ('x-layers.png', 'folder.png'): (tmp_path/o).mkdir()
+    (tmp_path/'file').touch()
+    assert status(args.split()) == 2
+    one_line(capsys, f'^minifast.*{says}.*--help')
+
+@pytest.mark.parametrize('device', ['gpu', 'cuda:99', 'meta', 'mkldnn', 'hpu', 'xla', '', '-1', 'CPU'])
+def test_devices_that_cannot_compute(device, capsys):
+    assert status(['train', f'--device={device}']) == 2
+    one_line(capsys, f"{device!r} is no device of this machine .*try cpu")
+
+@pytest.mark.parametrize('out', ['/proc/x.png', '/dev/fd/x.png'])
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='no such folder here')
+def test_a_folder_that_cannot_be_written_to(out, capsys):
+    assert status(['train', '--out', out]) == 2
+    one_line(capsys, 'nothing can be written beside.*: name another folder')
+
+def damaged(folder):
+    for o in ('train-images-idx3', 'train-labels-idx1', 't10k-images-idx3', 't10k-labels-idx1'):
+        (folder/f'{o}-ubyte').write_bytes(b'no numbers')
+
+@pytest.mark.parametrize('make, says', [
+    (None, 'is not a folder'), (Path.touch, 'is not a folder'), (Path.mkdir, 'holds neither train-images'),
+    (lambda p: (p.mkdir(), damaged(p)), "train-images-idx3-ubyte is damaged or isn't an IDX file")])
+def test_wrong_data(make, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('MINIFAST_DATA', str(tmp_path/'data'))
+    monkeypatch.chdir(tmp_path)
+    if make: make(tmp_path/'data')
+    before = names(tmp_path)
+    assert main(['train']) == 2
+    one_line(capsys, f'^minifast: .*data.*{says}.*correct MINIFAST_DATA or unset it')
+    assert names(tmp_path) == before
+
+def test_test_images_that_are_missing_show_before_the_training(capsys, tmp_path, monkeypatch):
+    for p in (root/'minifast'/'data'/'mnist').glob('train-*'): os.symlink(p, tmp_path/p.name)
+    monkeypatch.setenv('MINIFAST_DATA', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(['train']) == 2
+    one_line(capsys, 'holds neither t10k-images')
+
+def test_a_real_fault_keeps_its_traceback(small, monkeypatch):
+    def breaks(self): raise ZeroDivisionError('a fault of ours')
+    monkeypatch.setattr(Recorder, 'after_batch', breaks)
+    with pytest.raises(ZeroDivisionError): main(TRAIN)
+    monkeypatch.setattr(Recorder, 'after_batch', lambda self: open('no such file'))
+    with pytest.raises(FileNotFoundError): main(TRAIN)
+
+@pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory'), MemoryError()], ids=repr)
+def test_too_little_memory(error, small, capsys, monkeypatch):
+    def breaks(*args, **kw): raise error
+    monkeypatch.setattr(nn.Conv2d, 'forward', breaks)
+    assert main(TRAIN) == 2
+    assert capsys.readouterr().err == 'minifast: not enough memory for batches of 32 images: try a smaller --bs\n'
+    assert not names(small)
+
+def test_all_is_well(small, capsys):
+    assert main(TRAIN) == 0
+    out, err = capsys.readouterr()
+    assert names(small) == OUT and not err and 'interrupted' not in out
+    assert (small/'minifast-train-diagnosis.txt').read_text() in out
+    for suffix, start in (('.svg', b'<?xml'), ('.PNG', b'\x89PNG')):
+        assert main([*TRAIN, '--out', f'x{suffix}']) == 0
+        assert all((small/f'{o}{suffix}').read_bytes().startswith(start) for o in ('x', 'x-layers'))
+
+
+# ---------------------------------------------------------------- interrupted
+
+def interrupt_at(n, monkeypatch, what=torch.optim.SGD, how='step'):
+    "Ctrl-C at the `n`-th call"
+    calls, was = [], getattr(what, how)
+    def act(self, *args, **kw):
+        calls.append(1)
+        if len(calls) == n: raise KeyboardInterrupt
+        return was(self, *args, **kw)
+    monkeypatch.setattr(what, how, act)
+
+@pytest.mark.parametrize('n, epoch', [(2, 0), (5, 0), (8, 0), (12, 1), (16, 1)])
+def test_interrupted_in_training(n, epoch, small, capsys, monkeypatch):
+    interrupt_at(n, monkeypatch)
+    assert main(TRAIN) == 130
+    out, err = capsys.readouterr()
+    assert f'interrupted in epoch {epoch} after {n-1} batches in all: what has been trained is tested and drawn' in out
+    assert names(small) == OUT and all(o in out for o in OUT) and 'test accuracy' in out and not err
+
+@pytest.mark.parametrize('at', ['before', 'at once'])
+def test_interrupted_before_anything_is_trained(at, small, capsys, monkeypatch):
+    if at == 'at once': interrupt_at(1, monkeypatch)
+    else: interrupt_at(1, monkeypatch, DataBunch, 'to')
+    assert main(TRAIN) == 130
+    assert capsys.readouterr().err == 'minifast: interrupted, and kept: nothing\n' and not names(small)
+
+@pytest.mark.parametrize('n, kept', [(1, 'nothing'), (2, 'minifast-train.png'), (3, 'minifast-train.png, minifast-train-layers.png')])
+def test_interrupted_while_it_reports(n, kept, small, capsys, monkeypatch):
+    interrupt_at(n, monkeypatch, Path, 'write_bytes')
+    assert main(TRAIN) == 130
+    assert capsys.readouterr().err == f'minifast: interrupted, and kept: {kept}\n'
+    assert names(small) == set(kept.split(', ')) - {'nothing'}   # no half of a file either
+
+
+# ---------------------------------------------------------------- lessons
+
+def test_lessons_and_those_that_differ(tmp_path, capsys):
+    want = {p.name: p.read_bytes() for p in (root/'nbs').glob('*.ipynb')}
+    for _ in range(2):   # the second time all are there already
+        assert main(['lessons', str(tmp_path/'a'/'b')]) == 0
+        assert {p.name: p.read_bytes() for p in (tmp_path/'a'/'b').iterdir()} == want
+        assert f'{len(want)} lesson notebooks' in capsys.readouterr().out
+    (tmp_path/'a'/'b'/'00_core.ipynb').write_text('mine')
+    (tmp_path/'a'/'b'/'index.ipynb').unlink()
+    (tmp_path/'a'/'b'/'index.ipynb').mkdir()
+    assert main(['lessons', str(tmp_path/'a'/'b')]) == 0
+    out = capsys.readouterr().out
+    assert f'{len(want)-2} lesson' in out and 'kept, since they differ: 00_core.ipynb, index.ipynb' in out
+    assert (tmp_path/'a'/'b'/'00_core.ipynb').read_text() == 'mine'
+
+def test_lessons_into_their_own_folder(capsys):
+    assert main(['lessons', str(root/'nbs')]) == 0 and 'kept' not in capsys.readouterr().out
+
+@pytest.mark.parametrize('dest', ['file', 'file/x', '/proc/x', 'n'*300, 'dangling'])
+def test_lessons_into_what_is_no_folder(dest, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'file').write_text('mine')
+    (tmp_path/'dangling').symlink_to('nowhere')
+    assert main(['lessons', dest]) == 2
+    one_line(capsys, f'^minifast: {dest} is no folder and could not be made one .*name a folder, new or old')
+    assert names(tmp_path) == {'file', 'dangling'} and (tmp_path/'file').read_text() == 'mine'
+
+def test_interrupted_lessons(tmp_path, capsys, monkeypatch):
+    interrupt_at(3, monkeypatch, Path, 'write_bytes')
+    assert main(['lessons', str(tmp_path)]) == 130
+    assert capsys.readouterr().err == f'minifast: interrupted, and kept: 2 lessons in {tmp_path}\n'
+    assert len(names(tmp_path)) == 2
+
+
+# ---------------------------------------------------------------- full disks, closed and broken pipes
+
+def no_room(monkeypatch, at):
+    "The disk is full from the `at`-th file on, in its middle"
+    n, was = [], Path.write_bytes
+    def write_bytes(self, data):
+        n.append(1)
+        if len(n) < at: return was(self, data)
+        was(self, data[:len(data)//2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, 'write_bytes', write_bytes)
+
+@pytest.mark.parametrize('at, left', [(1, 'minifast-train.png'), (2, 'minifast-train-layers.png'), (3, 'minifast-train-diagnosis.txt')])
+def test_a_full_disk_after_the_training(at, left, small, capsys, monkeypatch):
+    "What was found is printed all the same, and an older file isn't damaged"
+    (small/left).write_text('older')
+    no_room(monkeypatch, at)
+    assert main(TRAIN) == 2
+    out, err = capsys.readouterr()
+    assert err == f'minifast: could not write {left} (No space left on device): make room, or name another place\n'
+    assert re.search('test accuracy.*\n\n.*(iteration|layer)', out) and (small/left).read_text() == 'older'
+    assert not [o for o in names(small) if o not in OUT] and len(names(small)) == at
+
+def test_a_full_disk_while_lessons_are_copied(tmp_path, capsys, monkeypatch):
+    "Half a lesson would count as one that differs, and be kept for ever"
+    with monkeypatch.context() as m:
+        no_room(m, 4)
+        assert main(['lessons', str(tmp_path)]) == 2
+        one_line(capsys, 'could not write .*No space left on device.*make room')
+        assert len(names(tmp_path)) == 3
+    assert main(['lessons', str(tmp_path)]) == 0 and 'kept' not in capsys.readouterr().out
+
+def shell(cmd, cwd, **env):
+    return subprocess.run(['bash', '-c', cmd.replace('minifast', f'"{sys.executable}" -m minifast')], cwd=cwd, capture_output=True,
+                          text=True, env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', **env})
+
+bash = pytest.mark.skipif(os.name == 'nt', reason='pipes of a Unix shell')
+
+@bash
+@pytest.mark.parametrize('cmd, rcs', [('minifast | true', '141 0'), ('minifast lessons new | true', '141 0'), ('minifast | head -1', '0 0'),
+                                      ('minifast train --help | head -1', '0 0')])
+def test_nobody_reads_on(cmd, rcs, tmp_path):
+    "The text of these fits into the pipe, so that `head` is quick enough or not: 141, or 0"
+    r = shell(f'{cmd}; echo "${{PIPESTATUS[@]}}"', tmp_path)
+    assert not r.stderr and r.stdout.splitlines()[-1] in {rcs, '141 0', '0 0'}
+
+@bash
+def test_training_for_somebody_who_reads_one_line(tmp_path):
+    r = shell('minifast train --recipe plain --epochs 99 --device cpu | head -1; echo "${PIPESTATUS[@]}"', tmp_path)
+    assert not r.stderr and r.stdout.splitlines()[-1] == '141 0' and r.stdout.startswith('minifast ') and not names(tmp_path)
+
+@bash
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_output_into_a_full_disk(tmp_path):
+    r = shell('minifast > /dev/full; echo $?', tmp_path)
+    assert r.stdout == '2\n' and r.stderr == 'minifast: what was printed could not be written (No space left on device)\n'
+
+@bash
+def test_output_closed_or_of_few_characters(tmp_path):
+    r = shell('minifast >&-; echo $?; minifast nonsense 2>&-; echo $?', tmp_path)
+    assert (r.stdout, r.stderr) == ('0\n2\n', '')
+    r = shell('minifast train --help', tmp_path, PYTHONIOENCODING='ascii')
+    assert r.returncode == 0 and not r.stderr and 'cpu, cuda ?' in r.stdout
+
+@bash
+def test_a_real_ctrl_c(tmp_path):
+    "Once the training has begun; what was trained is kept"
+    cmd = [sys.executable, '-u', '-m', 'minifast', 'train', '--recipe', 'plain', '--epochs', '99', '--device', 'cpu']
+    env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
+    p = subprocess.Popen(cmd, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while 'train_loss' not in (line := p.stdout.readline()): assert line
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate()
+    assert p.returncode == 130 and not err and 'what has been trained is tested and drawn' in out and names(tmp_path) == OUT

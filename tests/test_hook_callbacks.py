@@ -6,10 +6,12 @@ import subprocess
 import sys
 import weakref
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from torch.testing import assert_close
 
@@ -36,6 +38,152 @@ def make(*cbs, model=None, data=None, lr=.1, **kw):
 
 class Shapes(HookCallback):
     def hook(self, m, inp, outp): return tuple(outp.shape)
+
+
+# --- models that others made or changed
+
+eager = partial(torch.compile, backend='eager')
+
+
+def record(of, model, epochs=2, **kw):
+    "What `ActivationStats` notes of `model`, from the same start and on the same data"
+    set_seed(0)
+    learn, run = make(ActivationStats(**kw), model=model, data=bunch())
+    run.fit(epochs, learn)
+    assert leaked_hooks(model) == []
+    return getattr(run.activation_stats, of), learn, run
+
+
+def runs_before(m):
+    c = eager(m)
+    c(torch.randn(3, 6))
+    return c
+
+
+def in_place(m):
+    m.compile(backend='eager')
+    return m
+
+
+def a_part(m):
+    m[2] = eager(m[2])
+    m(torch.randn(3, 6))
+    return m
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor', 'ignore:Guards may run slower')   # of dynamo
+@pytest.mark.parametrize('how', [eager, runs_before, in_place, a_part], ids=['compiled', 'runs_before', 'in_place', 'a_part'])
+@pytest.mark.parametrize('of', ['outputs', 'valid', 'grads'])
+def test_a_compiled_model_has_the_numbers_and_names_of_the_other(how, of):
+    import torch._dynamo
+    torch._dynamo.reset()
+    set_seed(1)
+    m = net()
+    plain, c = copy.deepcopy(m), how(m)
+    want, learn, run = record(of, plain, valid=True, grads=True)
+    got, learn_c, run_c = record(of, c, valid=True, grads=True)
+    assert_close(got.stats, want.stats, rtol=0, atol=0, equal_nan=True); assert_close(got.dead, want.dead, equal_nan=True)
+    assert got.names == want.names == ['Linear 0', 'ReLU 1', 'Linear 2', 'Tanh 3', 'Linear 4']
+    assert_close(list(c.parameters()), list(plain.parameters()), rtol=0, atol=0)
+    with hook_outputs(c) as hooks: c(torch.ones(2, 6))
+    with hook_outputs(plain) as want: plain(torch.ones(2, 6))
+    assert_close([h.stored for h in hooks], [h.stored for h in want], rtol=0, atol=0)
+    for again in range(2):
+        learn, run = make(Shapes(), model=c)
+        run.fit(1, learn)
+        assert [h.stored for h in run.shapes.hooks] == [(4, 5), (4, 5), (4, 4), (4, 4), (4, 3)]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant=None): super().__init__(); self.part, self.last, self.reentrant = net(), nn.Linear(3, 3), reentrant
+    def forward(self, x):
+        if self.reentrant is None: return self.last(self.part(x))
+        return self.last(torch.utils.checkpoint.checkpoint(self.part, x.requires_grad_(), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_a_checkpointed_part_is_noted_once_and_so_are_its_gradients(reentrant):
+    set_seed(1)
+    m = Checkpointed()
+    c = copy.deepcopy(m)
+    c.reentrant = reentrant
+    for of in ('outputs', 'valid', 'grads'):
+        want, got = record(of, m, valid=True, grads=True)[0], record(of, c, valid=True, grads=True)[0]
+        assert_close(got.stats, want.stats); assert_close(got.hists.sum(1), want.hists.sum(1))
+        assert of != 'outputs' or got.asked == want.asked == set(range(6))
+    class Count(HookCallback):
+        n = 0
+        def hook(self, m, inp, outp): self.n += self.in_train
+    class CountBackward(Count): is_forward = False
+    learn, run = make(Count(), CountBackward(), model=c)
+    run.fit(1, learn)
+    assert run.count.n == run.count_backward.n == 6*N//BS
+
+
+class Gives(nn.Module):
+    "Hands on what it gets, by way of something that isn't a plain tensor of floats"
+    def __init__(self, there, back): super().__init__(); self.there, self.back = Fn(there), Fn(back)
+    def forward(self, x): return self.back(self.there(x))
+
+
+class Fn(nn.Module):
+    def __init__(self, f): super().__init__(); self.f = f
+    def forward(self, x): return self.f(x)
+
+
+def as_nested(x): return torch.nested.as_nested_tensor([x[:3], x[3:]])
+def to_quint8(x): return torch.quantize_per_tensor(x.detach(), .1, 0, torch.quint8)
+
+
+ODD = dict(sparse_coo=(lambda x: x.to_sparse(), lambda x: x.to_dense()), nested=(as_nested, lambda x: torch.cat(x.unbind())),
+           complex64=(torch.fft.fft, lambda x: x.real), quint8=(to_quint8, lambda x: x.dequantize()),
+           int64=(lambda x: (x*9).long(), lambda x: x.float()), bool=(lambda x: x > 0, lambda x: x.float()),
+           _mkldnn=(lambda x: x.to_mkldnn(), lambda x: x.to_dense()))
+ODD['no tensor'] = lambda x: [lambda: x], lambda x: x[0]()
+
+
+@pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors', 'ignore:.*quantiz', 'ignore:torch.ao')
+@pytest.mark.parametrize('what', ODD)
+def test_what_cant_be_measured_is_passed_over_and_said_once(what):
+    def model(): return nn.Sequential(nn.Linear(6, 5), Gives(*ODD[what]), nn.Linear(5, 3))
+    set_seed(1)
+    m = model()
+    learn, run = make(stats := ActivationStats(valid=True, grads=True), model=m)
+    with pytest.warns(UserWarning, match=rf'ActivationStats has no numbers of Fn 1.there \({what}\): it measures') as said: run.fit(2, learn)
+    assert len([o for o in said if 'has no numbers' in str(o.message)]) == 1 and leaked_hooks(m) == []
+    t = stats.outputs
+    assert t.stats.isnan().any(2).tolist() == [[False, True, False, False]]*2 and t.hists.sum((1, 2))[1] == 0
+    learn, run = make(Both := ActivationStats(lambda m: [m[0]]), model=m)
+    run.fit(1, learn)   # what isn't watched isn't said
+    assert Both.outputs.stats.isfinite().all()
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')   # deprecated
+def test_torchscript_in_a_model_is_left_alone_and_said_before_the_fit():
+    m = nn.Sequential(nn.Linear(6, 5), torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, 3))
+    learn, run = make(stats := ActivationStats(), model=m)
+    with pytest.warns(UserWarning, match='1 modules in TorchScript call no hooks: they are not watched'): run.fit(1, learn)
+    assert stats.outputs.names == ['Linear 0', 'Linear 2'] and stats.stats.isfinite().all()
+    was = copy.deepcopy(m[0].state_dict())
+    learn, run = make(ActivationStats(m), model=m)
+    with pytest.raises(TypeError, match='got Linear in TorchScript, which calls no hooks inside'): run.fit(1, learn)
+    assert leaked_hooks(m) == [] and torch.equal(m[0].weight, was['weight'])
+
+
+def test_copies_of_the_model_in_a_fit_have_no_hooks():
+    class Average(Callback):   # as an EMA does
+        def begin_fit(self): self.average = torch.optim.swa_utils.AveragedModel(self.model)
+        def after_step(self): self.average.update_parameters(self.model); self.copy = copy.deepcopy(self.model)
+        def begin_epoch(self): self.traced = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(self.model)))
+    class Late(Average): _order = 50
+    learn, run = make(ActivationStats(grads=True), late := Late())
+    run.fit(2, learn)
+    before = run.activation_stats.stats.clone()
+    for m in (late.average, late.copy, late.traced):
+        assert leaked_hooks(m) == leaked_hooks(m, foreign=True) == []
+        m(torch.randn(3, 6)).sum().backward()
+    assert_close(run.activation_stats.stats, before, rtol=0, atol=0)
+    assert late.average.n_averaged == 2*N//BS
 
 
 # --- outputs to keep
@@ -532,7 +680,7 @@ class Odd(nn.Module):
 
 def test_odd_outputs():
     learn, run = make(ActivationStats(grads=True), model=Odd())
-    run.fit(1, learn)
+    with pytest.warns(UserWarning, match=r'no numbers of Nested whole \(int64\), Nested none \(no tensor\): it'): run.fit(1, learn)
     s = run.activation_stats
     names = [o.split()[1] for o in s.outputs.names]
     seen = {n: bool(v) for n, v in zip(names, s.stats[0].isfinite().all(1))}

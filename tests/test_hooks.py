@@ -14,22 +14,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import RaiseAt, bunch, net
+from helpers import RaiseAt, bunch, net, pickled, saved
 from minifast import hooks as module
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
 from minifast.cnn import get_runner
 from minifast.core import ListContainer
-from minifast.hooks import (Hook, Hooks, append_stats, children, first_tensor, floor_of, get_hist, get_min,
-                            leaked_hooks)
+from minifast.hooks import (Hook, Hooks, append_stats, calls_hooks, children, first_tensor, floor_of, get_hist,
+                            get_min, in_backward, leaked_hooks, name_of, unmeasurable)
 from minifast.init import GeneralRelu
 from minifast.plot import plot_hists, plot_layers
 from minifast.sched import LR_Find
+
+pytestmark = pytest.mark.filterwarnings('ignore:Guards may run slower')   # Python 3.13.0
 
 
 def shape(hook, mod, inp, outp): return tuple(outp.shape)
@@ -335,6 +338,256 @@ def test_a_copied_hook_keeps_its_numbers_and_hooks_nothing(how):
     if how is not copy.copy: assert len(how(hooks)) == 5 and isinstance(how(hooks), Hooks)
 
 
+class CopiesItself(nn.Linear):
+    def __deepcopy__(self, memo):
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
+def parametrized(): return nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))
+def traced_by_fx(): return torch.fx.symbolic_trace(net())
+def averaged(): return nn.Sequential(net(), parametrized())
+
+@pytest.mark.parametrize('make', [partial(CopiesItself, 6, 5), parametrized, traced_by_fx, averaged], ids=['own', 'parametrized', 'fx', 'ema'])
+def test_copies_made_in_a_way_of_their_own_are_free_and_independent(make):
+    m = make() if make is not averaged else nn.Sequential(net())
+    hooks = [Hook(m, append_stats), *Hooks([o for o in m.modules() if o is not m], append_stats), Hook(m, count, False)]
+    c = torch.optim.swa_utils.AveragedModel(m).module if make is averaged else copy.deepcopy(m)
+    c(x()).sum().backward()
+    assert leaked_hooks(c) == leaked_hooks(c, foreign=True) == [] and all(not h.stats[0] for h in hooks[:-1])
+    assert len(leaked_hooks(m)) == len(hooks) and not hasattr(hooks[-1], 'n')
+    with torch.no_grad():
+        for p in c.parameters(): p.fill_(9)
+    for p in copy.deepcopy(c).parameters(): assert (p == 9).all()   # of the copy, not of what it was copied from
+
+@pytest.mark.parametrize('how', [pickled, saved])
+def test_a_model_of_fx_pickles_while_hooked(how):
+    m = traced_by_fx()
+    with Hooks(list(m.modules()), append_stats) as hooks: c = how(m)
+    assert leaked_hooks(c) == [] and all(not h.stats[0] for h in hooks)
+    v = x()
+    assert_close(c(v), m(v), rtol=0, atol=0)
+
+@pytest.mark.parametrize('how', [copy.copy, pickled])
+def test_a_copy_of_a_copy_has_its_own_state(how):
+    m = CopiesItself(6, 5)
+    with Hook(m, count): c = copy.deepcopy(m)
+    with torch.no_grad(): c.bias.fill_(9)
+    assert (how(c).bias == 9).all() and leaked_hooks(how(c)) == []
+
+def test_tracing_by_fx_notes_nothing_and_keeps_the_hooks():
+    m, inner = net(), net()
+    with Hooks([m, inner, *inner], append_stats) as hooks:
+        g = torch.fx.symbolic_trace(nn.Sequential(inner, nn.ReLU()))
+        assert all(not h.stats[0] for h in hooks)
+        g(x())   # its layers are those of `inner`, with their hooks
+    assert [len(h.stats[0]) for h in hooks] == [0, 0] + [1]*5
+
+
+# --- compiled models
+
+eager = partial(torch.compile, backend='eager')
+
+def by_hand(m, xb):
+    outs = [xb]
+    for layer in m: outs.append(layer(outs[-1]))
+    return torch.stack([o.mean() for o in outs[1:]]).detach()
+
+def means(hooks): return torch.stack([h.stats[0][-1] for h in hooks])
+def calls(hooks): return [len(h.stats[0]) for h in hooks]
+
+@pytest.fixture
+def uncompiled():
+    import torch._dynamo
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+def compiled(m): return eager(m)
+def in_place(m):
+    m.compile(backend='eager')
+    return m
+def in_a_function(m):
+    f = eager(lambda xb: m(xb)*2)
+    return lambda xb: f(xb)/2
+def whole_graph(m):
+    if not hasattr(torch.compiler, 'set_stance'): pytest.skip('before PyTorch 2.6 that ends in its own error')
+    return eager(m, fullgraph=True)
+
+WAYS_TO_COMPILE = [compiled, in_place, in_a_function, whole_graph]
+
+@pytest.mark.parametrize('how', WAYS_TO_COMPILE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize('runs', [0, 2])
+def test_hooks_on_a_compiled_model_see_what_the_model_does(how, runs, uncompiled):
+    m, xb = net(), x()
+    c, plain = how(m), m(xb)
+    for _ in range(runs): c(xb)
+    for _ in range(2):   # placed, removed and placed again
+        with Hooks(m, append_stats) as hooks: assert_close(c(xb), plain); c(xb)
+        assert calls(hooks) == [2]*5 and leaked_hooks(m) == []
+        assert_close(means(hooks), by_hand(m, xb))
+        assert_close(c(xb), plain)
+        assert calls(hooks) == [2]*5
+    with Hooks(m, append_stats) as hooks: m.eval(); c(xb)
+    assert calls(hooks) == [0]*5 and [len(h.valid_stats[0]) for h in hooks] == [1]*5
+
+@pytest.mark.parametrize('runs', [0, 1])
+def test_a_model_that_is_compiled_when_its_hooks_are_there(runs, uncompiled):
+    m, xb = net(), x()
+    want, hooks = by_hand(m, xb), Hooks(m, append_stats)
+    for _ in range(runs): m(xb)
+    c = eager(m)
+    c(xb); c(xb)
+    assert calls(hooks) == [2 + runs]*5
+    assert_close(means(hooks), want)
+    hooks.remove()
+    c(xb)
+    assert calls(hooks) == [2 + runs]*5
+
+@pytest.mark.parametrize('runs', [0, 1])
+def test_gradients_of_a_compiled_model(runs, uncompiled):
+    m, xb = net(), x()
+    with Hooks(m, grad_of_out, is_forward=False) as hooks: m(xb).square().sum().backward()
+    want, c = [h.stored for h in hooks], eager(m)
+    for _ in range(runs): c(xb).square().sum().backward()
+    with Hooks(m, grad_of_out, is_forward=False) as hooks: c(xb).square().sum().backward()
+    assert_close([h.stored for h in hooks], want)
+
+def test_hooks_of_a_compiled_model_are_those_of_the_model_itself(uncompiled):
+    m, xb = net(), x()
+    c = eager(m)
+    assert children(c) == children(m)
+    c(xb)
+    with Hooks(c, append_stats) as hooks, Hook(c, append_stats) as whole:
+        c(xb)
+        assert [(o.name, o.func) for o in leaked_hooks(c)] == [('', 'append_stats')] + [(str(i), 'append_stats') for i in range(5)]
+    assert calls(hooks) == [1]*5 and calls([whole]) == [1] and leaked_hooks(c) == []
+    with Hook(c, append_stats) as whole: m.eval(); c(xb)
+    assert calls([whole]) == [0] and len(whole.valid_stats[0]) == 1
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor')   # dynamo looks at its inputs
+def test_a_compiled_part_of_a_model(uncompiled):
+    m, xb = nn.Sequential(nn.Linear(6, 6), net(), nn.ReLU()), x()
+    whole = m[1]
+    m[1] = eager(whole)
+    m(xb)
+    with Hooks(m, append_stats) as outer, Hooks(m[1], append_stats) as inner:
+        m(xb)
+        assert [o.name for o in leaked_hooks(m)] == ['0', '1', '1.0', '1.1', '1.2', '1.3', '1.4', '2']
+    assert calls([*outer, *inner]) == [1]*8
+    assert_close(means(inner), by_hand(whole, m[0](xb)))
+
+def test_copies_of_a_compiled_model(uncompiled):
+    m, xb = net(), x()
+    c = eager(m)
+    c(xb)
+    with Hooks([c, *m], append_stats) as hooks: d = copy.deepcopy(c); d(xb)
+    assert leaked_hooks(d) == [] and calls(hooks) == [0]*6
+
+@pytest.mark.skipif(not hasattr(torch.compiler, 'set_stance'), reason='PyTorch 2.6')
+def test_what_is_compiled_runs_compiled_again_when_the_last_hook_goes(uncompiled):
+    runs = []
+    def backend(gm, inputs): return lambda *args: runs.append(1) or gm.forward(*args)
+    m, xb = net(), x()
+    c = torch.compile(m, backend=backend)
+    c(xb)
+    assert len(runs) == 1
+    a, b = Hook(m[0], append_stats), Hook(m[1], append_stats)
+    c(xb); a.remove(); c(xb)
+    assert len(runs) == 1 and calls([a, b]) == [1, 2]
+    b.remove()
+    c(xb)
+    assert len(runs) == 2   # as it was compiled before
+    with torch.compiler.set_stance('force_eager'):
+        with Hook(m[0], count): pass
+        c(xb)
+    c(xb)
+    assert len(runs) == 3   # what others asked for is as it was
+    with pytest.raises(TypeError): Hooks([m[0], None], count)
+    with pytest.raises(ValueError): Hook(nn.ReLU(inplace=True), count, is_forward=False)
+    c(xb)
+    assert len(runs) == 4
+
+def test_nobody_pays_for_a_compiler_that_isn_t_used():
+    code = 'if 1:\n' + """
+    import sys, torch
+    from torch import nn
+    from minifast.hooks import Hooks, append_stats
+    m, xb = nn.Sequential(nn.Linear(6, 5), nn.ReLU()), torch.randn(7, 6)
+    with Hooks(m, append_stats) as hooks: m(xb)
+    with Hooks(m, append_stats, is_forward=False): m(xb).sum().backward()
+    assert 'torch._dynamo' not in sys.modules
+    hooks = Hooks(m, append_stats)   # nobody has compiled so far
+    c = torch.compile(m, backend='eager')
+    c(xb); c(xb)
+    assert [len(h.stats[0]) for h in hooks] == [2, 2] and hooks[0].stats[0][0] == hooks[0].stats[0][1] == m[0](xb).mean()"""
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')   # deprecated
+def test_where_hooks_cant_fire_that_is_said_before_anything_changes():
+    m = nn.Sequential(nn.Linear(6, 5), torch.jit.script(nn.Sequential(nn.Linear(5, 4), nn.ReLU())), nn.Linear(4, 3))
+    before = traces(m[::2])
+    for way in (lambda: Hook(m[1], count), lambda: Hook(next(m[1].children()), count, is_forward=False), lambda: Hooks(m, count)):
+        with pytest.raises(TypeError, match='in TorchScript, which calls no hooks inside: hook a module around it'): way()
+    assert traces(m[::2]) == before and leaked_hooks(m) == []
+    with Hooks([m, m[0], m[2]], shape) as hooks: m(x())
+    assert [h.stored for h in hooks] == [(7, 3), (7, 5), (7, 3)]
+    assert [calls_hooks(o) for o in m] == [True, False, True]
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')   # deprecated
+def test_a_traced_model_calls_hooks_itself_and_not_inside():
+    m, xb = net(), x()
+    t = torch.jit.trace(m, xb)
+    with Hook(t, shape) as h: t(xb)
+    assert h.stored == (7, 3)
+    with pytest.raises(TypeError, match='got Linear in TorchScript'): Hooks(t, shape)
+    with Hooks(m, append_stats): t = torch.jit.trace(m, xb)   # the hooks stay outside
+    assert_close(t(xb), m(xb)); assert 'bincount' not in str(t.inlined_graph)
+
+
+# --- checkpointing
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant): super().__init__(); self.part, self.last, self.reentrant = net(), nn.Linear(3, 2), reentrant
+    def forward(self, x):
+        return self.last(torch.utils.checkpoint.checkpoint(self.part, x, use_reentrant=self.reentrant))
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_a_forward_that_runs_again_in_the_backward_counts_once(reentrant):
+    m, xb = Checkpointed(reentrant), x().requires_grad_()
+    m.last(m.part(xb)).square().sum().backward()
+    want = [p.grad.clone() for p in m.parameters()]
+    m.zero_grad()
+    with Hooks(m.part, append_stats) as fwd, Hooks(m.part, grad_of_out, is_forward=False) as bwd, \
+         Hooks(m.part, count, is_forward=False) as n_bwd, Hooks(m.part, count) as n_fwd, \
+         Hooks(m.part, count, recomputed=True) as n_all:
+        m(xb).square().sum().backward()
+    assert calls(fwd) == [h.n for h in n_fwd] == [h.n for h in n_bwd] == [1]*5
+    assert [h.n for h in n_all[:4]] == [2]*4   # who asks sees both; the last isn't needed again in each kind
+    assert_close([p.grad for p in m.parameters()], want); assert_close(means(fwd), by_hand(m.part, xb))
+    with Hooks(m.part, grad_of_out, is_forward=False) as plain: m.last(m.part(xb)).square().sum().backward()
+    assert_close([h.stored for h in bwd], [h.stored for h in plain])
+
+def test_a_checkpoint_within_one_and_two_backwards():
+    class Nested(Checkpointed):
+        def forward(self, x):
+            def inner(x): return torch.utils.checkpoint.checkpoint(self.part, x, use_reentrant=False)
+            return self.last(torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False))
+    m, xb = Nested(False), x().requires_grad_()
+    with Hooks(m.part, append_stats) as hooks:
+        for _ in range(3): m(xb).sum().backward()
+        m(xb)
+    assert calls(hooks) == [4]*5
+
+def test_in_backward():
+    seen = []
+    y = torch.ones(2, requires_grad=True)*2
+    y.register_hook(lambda g: seen.append(in_backward()))
+    y.sum().backward()
+    assert seen == [True] and in_backward() is False
+
+
 # --- backward
 
 def test_backward_hooks_see_autograds_gradients():
@@ -520,6 +773,10 @@ def test_hooks_of_others_are_told_apart():
             ('0', 'forward', 'yours', ''), ('1', 'forward pre', '<lambda>', ''), ('2', 'backward', '<lambda>', ''),
             ('3', 'backward pre', 'yours', '')]
 
+def test_name_of():
+    assert [name_of(o) for o in ('', '_orig_mod', '_orig_mod.0', '1._orig_mod.a._orig_mod.b', '1.weight', 'my_orig_mod.2')] == [
+        '', '', '0', '1.a.b', '1.weight', 'my_orig_mod.2']
+
 def test_leaked_hooks_wants_a_module():
     with pytest.raises(TypeError, match='got list'): leaked_hooks([net()])
 
@@ -643,8 +900,8 @@ def noted(act, layer=None, **kw):
 def test_stats_equal_numpy(n, bins, lo, width, scale, seed):
     a = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)*scale
     lo, hi = float(np.float32(lo)), float(np.float32(lo + width))
-    means, stds, hists = noted(a, bins=bins, rng=(lo, hi), near=.3).stats
-    v = a.numpy()
+    h = noted(a, bins=bins, rng=(lo, hi), near=.3)
+    (means, stds), hists, v = h.stats, h.hists, a.numpy()
     assert_close(means[0].item(), v.mean()); assert_close(stds[0].item(), v.std(ddof=int(n > 1)))
     got, clipped = hists[0].numpy(), v.clip(lo, hi)
     assert got.sum() == n and got.shape == (bins,)
@@ -657,10 +914,11 @@ def test_stats_equal_numpy(n, bins, lo, width, scale, seed):
 def test_stats_are_there_from_the_start_and_read_as_in_2019():
     m = net()
     with Hooks(m, append_stats) as hooks:
-        assert all(len(h.stats) == 3 and list(h.stats) == [[], [], []] == list(h.valid_stats) for h in hooks)
+        assert all(len(h.stats) == 2 and list(h.stats) == [[], []] == list(h.valid_stats) and h.hists == [] for h in hooks)
         for _ in range(4): m(x())
     for h in hooks:
-        ms, ss, hi = h.stats
+        ms, ss = h.stats
+        hi = h.hists
         assert len(ms) == len(ss) == len(hi) == 4 and isinstance(ms, list) and isinstance(h.stats, tuple)
         assert ms[0].shape == () and hi[0].shape == (40,) and not ms[0].requires_grad and ss[0].grad_fn is None
         assert torch.stack(h.stats[2]).t().float().log1p().equal(get_hist(h))
@@ -682,6 +940,36 @@ def test_cells_of_2019():
     with Hooks(m, append_stats) as hooks: m(x())
     def get_min_2019(h): h1 = torch.stack(h.stats[2]).t().float(); return h1[:2].sum(0)/h1.sum(0)
     assert get_min_2019(hooks[1]).shape == (1,)
+
+def test_the_source_s_cells_run_as_they_are_written():
+    m = net()
+    with Hooks(m, append_stats) as hooks:
+        for _ in range(3): m(x())
+        for h in hooks:
+            ms, ss = h.stats
+            assert [len(o) for o in (ms, ss, h.hists)] == [3]*3 and h.hists[0].sum() > 0
+    def append_triple(hook, mod, inp, outp):
+        if not hasattr(hook, 'stats'): hook.stats = ([], [], [])
+        means, stds, hists = hook.stats
+        means.append(outp.detach().mean().cpu()); stds.append(outp.detach().std().cpu())
+        hists.append(outp.detach().cpu().histc(40, 0, 10))
+    def append_hists(hook, mod, inp, outp):
+        if not hasattr(hook, 'hists'): hook.hists = []
+        hook.hists.append(outp.detach().histc(40, 0, 10))
+    out = torch.tensor([-1., .1, .3, .6, 3., 12.])
+    want = torch.tensor([1., 1., 1.] + [0.]*9 + [1.] + [0.]*27)   # the source's histc drops -1 and 12
+    for f in (append_triple, append_hists):
+        layer = nn.Identity()
+        with Hook(layer, f) as h: layer(out); layer(out*0)
+        assert_close(get_hist(h, log=False)[:, 0], want); assert_close(get_hist(h), torch.log(1 + get_hist(h, log=False)))
+        assert_close(get_min(h), torch.tensor([.5, 1.]))   # the two lowest of 40 parts, as the source reads them
+        with pytest.raises(ValueError, match='histograms alone'): get_min(h, dead=True)
+        with pytest.raises(ValueError, match='without a validation batch'): get_min(h, valid=True)
+
+def test_histograms_in_more_parts_than_a_byte_counts():
+    a = torch.linspace(0, 10, 30_001)[:-1]
+    h = noted(a, bins=1000)
+    assert h.hists[0].sum() == 30_000 and h.hists[0].shape == (1000,) and (h.hists[0] - 30).abs().max() <= 1
 
 def test_a_function_around_append_stats_works():
     hook = SimpleNamespace()
@@ -744,6 +1032,33 @@ def test_one_activation():
 def test_a_bad_histogram_is_refused(kw):
     with pytest.raises(ValueError, match='give 1 bin or more, and a range'): noted(torch.ones(3), **kw)
 
+def ragged(): return torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
+def quantized(): return torch.quantize_per_tensor(torch.ones(3), .1, 0, torch.quint8)
+
+ODD = dict(nested=ragged, sparse_coo=lambda: torch.eye(3).to_sparse(), sparse_csr=lambda: torch.eye(3).to_sparse_csr(), quint8=quantized,
+           complex64=lambda: torch.ones(3, dtype=torch.complex64), complex128=lambda: torch.ones(3, dtype=torch.complex128),
+           float8_e5m2=lambda: torch.ones(3).to(torch.float8_e5m2),
+           _mkldnn=lambda: torch.ones(2, 3).to_mkldnn())
+
+@pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors', 'ignore:Sparse CSR tensor support', 'ignore:torch.ao', 'ignore:.*quantiz')
+@pytest.mark.parametrize('what', ODD)
+def test_what_cant_be_measured_is_passed_over_and_said_once(what):
+    a = ODD[what]()
+    layer = nn.Identity()
+    with Hook(layer, append_stats) as h:
+        with pytest.warns(UserWarning, match=f'append_stats notes nothing of a Identity, whose output is {what}: it measures plain') as said:
+            for _ in range(3): assert layer(a) is a
+        assert len(said) == 1 and list(h.stats) == [[], []] and h.hists == []
+        layer(torch.ones(3))
+    assert unmeasurable(a) == what and len(h.stats[0]) == 1 and get_min(h).tolist() == [0.]
+
+@pytest.mark.parametrize('a', [torch.tensor([True, False, False, True]), torch.tensor([0, 3, -2]), torch.tensor([0, 200], dtype=torch.uint8),
+                               torch.zeros(2, 3).t()[1:], torch.ones(4).expand(3, 4), nn.Parameter(torch.ones(3)), torch.tensor(3.)])
+def test_whole_numbers_and_odd_strides_are_measured(a):
+    h, wide = noted(a, rng=(-9, 300)), a.detach().double()
+    assert unmeasurable(a) == '' and h.hists[0].sum() == a.numel()
+    assert_close(h.stats[0][0].double(), wide.mean()); assert_close(get_min(h, dead=True)[0].double(), (wide == 0).double().mean())
+
 def test_a_layer_in_place_behind_changes_nothing():
     m, xb = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True)), x()
     want = m[0](xb)
@@ -757,9 +1072,9 @@ def test_no_transfer_and_no_graph_in_a_batch():
             self.ops.append(str(f)); return f(*args, **(kwargs or {}))
     m = net()
     with Hooks(m, append_stats) as hooks, Spy() as spy: m(x())
-    assert 'aten.histc.default' in spy.ops
+    assert 'aten.bincount.default' in spy.ops
     assert not [o for o in spy.ops if 'local_scalar' in o or 'item' in o or 'nonzero' in o and 'count' not in o]
-    held = [t for h in hooks for o in (*h.stats, h.stats.near, h.stats.dead) for t in o]
+    held = [t for h in hooks for o in (*h.stats, h.hists, h.stats.near, h.stats.dead) for t in o]
     assert len(held) == 5*5 and not any(t.requires_grad or t.grad_fn for t in held)
     assert all(t.untyped_storage().nbytes() <= 40*8 for t in held)
 

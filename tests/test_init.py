@@ -1,5 +1,5 @@
 "init: the activation, the block, Kaiming's weights, the runner in one call"
-import copy, io, itertools, math
+import copy, io, itertools, math, re, warnings
 from functools import partial
 
 import pytest
@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn, optim
 from torch.nn import init
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from helpers import blobs, conv2d, image_cbfs as cbfs, pickled
 from minifast.cnn import Lambda, flatten
 from minifast.core import set_seed
-from minifast.init import GeneralRelu, conv_layer, get_learn_run, init_cnn
+from minifast.init import GeneralRelu, conv_layer, get_learn_run, init_cnn, set_weight
 from minifast.runner import Runner
 
 ALL = list(itertools.product((None, 0., .1), (None, 0., .4), (None, 0., 2.)))   # leak, sub, maxv
@@ -269,7 +270,7 @@ def test_only_layers_are_touched():
     with torch.no_grad():
         for o in m.norms: o.weight.fill_(3.); o.bias.fill_(2.)
     before = copy.deepcopy(m.state_dict())
-    assert init_cnn(m) is m
+    with pytest.warns(UserWarning, match=r'leaves as they are: rnn \(GRU: several weights\)'): assert init_cnn(m) is m
     changed = {k for k, v in m.state_dict().items() if not v.equal(before[k])}
     assert changed == {'body.0.0.weight', 'body.0.0.bias', 'body.1.a.0.weight', 'head.1.weight'}
     assert m.body[0][0].bias.eq(0).all()
@@ -361,6 +362,149 @@ def test_a_lazy_layer_is_not_passed_over():
     with pytest.raises(ValueError, match='LazyLinear.*has no weights yet: run the model on a batch first'): init_cnn(m)
     m(torch.zeros(2, 200))
     assert_close(std_of(init_cnn(m)[0].weight), .1, rtol=.03, atol=0)
+
+
+# --- weights that are worked out from others
+
+def old_weight_norm(m, **kw):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return nn.utils.weight_norm(m, **kw)
+class Double(nn.Module):
+    def forward(self, x): return 2*x
+    def right_inverse(self, v): return v/2
+class Abs(nn.Module):   # no right inverse
+    def forward(self, x): return x.abs()
+def own(m, p): parametrize.register_parametrization(m, 'weight', p); return m
+def twice_pruned(m):
+    for _ in range(2): prune.random_unstructured(m, 'weight', .3)
+    return prune.random_unstructured(m, 'bias', .5)
+
+MADE = dict(
+    weight_norm=parametrizations.weight_norm, weight_norm_dim1=lambda m: parametrizations.weight_norm(m, dim=1),
+    old_weight_norm=old_weight_norm, old_weight_norm_dim1=lambda m: old_weight_norm(m, dim=1), old_weight_norm_whole=lambda m: old_weight_norm(m, dim=None),
+    own=lambda m: own(m, Double()), bias_too=lambda m: old_weight_norm(old_weight_norm(m), name='bias', dim=None))
+LAYER = dict(linear=lambda: nn.Linear(200, 300), conv=lambda: nn.Conv2d(20, 150, 5, padding=2), transposed=lambda: nn.ConvTranspose2d(60, 40, 4, 2))
+
+def effective(layer):
+    "The weight that the next call computes with"
+    x = torch.zeros(1, layer.weight.shape[0 if isinstance(layer, nn.ConvTranspose2d) else 1], *[9]*(layer.weight.dim() - 2))
+    layer(x)
+    return layer.weight.detach().clone()
+
+@pytest.mark.parametrize('uniform', [False, True])
+@pytest.mark.parametrize('how', MADE)
+@pytest.mark.parametrize('kind', LAYER)
+def test_the_weight_that_counts_is_kaimings(kind, how, uniform):
+    layer = MADE[how](LAYER[kind]())
+    ids = [id(p) for p in layer.parameters()]
+    twin = LAYER[kind]()
+    set_seed(1); init_cnn(nn.Sequential(twin, nn.LeakyReLU(.3)), uniform)
+    set_seed(1); init_cnn(nn.Sequential(layer, nn.LeakyReLU(.3)), uniform)
+    assert_close(layer.weight.detach(), twin.weight.detach())   # at once
+    assert_close(effective(layer), twin.weight.detach(), rtol=1e-4, atol=1e-6)
+    assert layer.bias.eq(0).all() and [id(p) for p in layer.parameters()] == ids and layer.training
+    layer.weight.sum().backward() if how == 'own' else layer(torch.randn(2, layer.weight.shape[0 if kind == 'transposed' else 1], *[9]*(layer.weight.dim() - 2))).sum().backward()
+    assert all(p.requires_grad for p in layer.parameters())
+
+PRUNED = dict(one=lambda m: prune.random_unstructured(m, 'weight', .6), l1=lambda m: prune.l1_unstructured(m, 'weight', .6), twice=twice_pruned,
+              filters=lambda m: prune.ln_structured(m, 'weight', .5, n=2, dim=0), inputs=lambda m: prune.ln_structured(m, 'weight', .5, n=2, dim=1))
+
+@pytest.mark.parametrize('how', PRUNED)
+@pytest.mark.parametrize('kind', LAYER)
+def test_a_pruned_layer_keeps_the_mean_square_of_what_it_still_gives(kind, how):
+    layer = PRUNED[how](LAYER[kind]())
+    mask = layer.weight_mask.clone()
+    m = init_cnn(nn.Sequential(layer, nn.LeakyReLU(.3)))
+    assert layer.weight_mask.equal(mask) and layer.weight[mask == 0].eq(0).all() and effective(layer).equal(layer.weight)
+    filters = mask.transpose(0, 1) if kind == 'transposed' else mask
+    alive = filters.flatten(1).any(1)
+    ni = mask.shape[0 if kind == 'transposed' else 1]
+    with torch.no_grad(): out = m(torch.randn(64 if kind == 'linear' else 4, ni, *[24]*(mask.dim() - 2)) + .5)
+    for d in range(2, out.dim()): out = out.narrow(d, 3, out.shape[d] - 6)
+    assert_close(out[:, alive].pow(2).mean().item(), 1.25, rtol=.25, atol=0)
+    assert layer.bias.eq(0).all() and effective(prune.remove(layer, 'weight')).any()
+
+def test_a_mask_of_nothing_but_zeros():
+    layer = prune.custom_from_mask(nn.Linear(3, 4), 'weight', torch.zeros(4, 3))
+    init_cnn(layer)
+    assert layer.weight.eq(0).all() and layer(torch.ones(3)).eq(0).all()
+
+def old_spectral_norm(m):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return nn.utils.spectral_norm(m)
+def scripted(m):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.jit.script(m)
+def traced(m):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.jit.trace(m, torch.zeros(1, 5))
+def odd_weight(m): m.weight_extra, m.weight = m.weight, None; return m
+
+LEFT = dict(
+    spectral=(lambda: parametrizations.spectral_norm(nn.Linear(5, 5)), 'ParametrizedLinear: its scale is fixed'), old_spectral=(lambda: old_spectral_norm(nn.Linear(5, 5)), 'Linear: its scale is fixed'),
+    orthogonal=(lambda: parametrizations.orthogonal(nn.Linear(5, 5)), 'its scale is fixed'), no_inverse=(lambda: own(nn.Linear(5, 5), Abs()), 'its scale is fixed'),
+    rnn=(lambda: nn.RNN(5, 5), 'RNN: several weights'), lstm=(lambda: nn.LSTM(5, 5, 2, bidirectional=True), 'LSTM: several weights'), gru=(lambda: nn.GRU(5, 5), 'GRU: several weights'),
+    cell=(lambda: nn.LSTMCell(5, 5), 'LSTMCell: several weights'), normed_rnn=(lambda: parametrizations.weight_norm(nn.GRU(5, 5), 'weight_hh_l0'), 'GRU: several weights'),
+    script=(lambda: scripted(nn.Linear(5, 5)), 'Linear: TorchScript'), trace=(lambda: traced(nn.Linear(5, 5)), 'Linear: TorchScript'), extra=(lambda: odd_weight(nn.Linear(5, 5)), 'several weights'))
+
+@pytest.mark.parametrize('kind', LEFT)
+def test_what_is_left_alone_is_named_and_ends_the_search_for_a_rectifier(kind):
+    make, why = LEFT[kind]
+    part = make()
+    m = nn.Sequential(nn.Linear(300, 900), nn.Sequential(part, nn.LeakyReLU(1.)), nn.Linear(900, 300), nn.ReLU())
+    before, modes = copy.deepcopy(part.state_dict()), [o.training for o in m.modules()]
+    with pytest.warns(UserWarning) as w: assert init_cnn(m) is m
+    text, = [str(o.message) for o in w if 'init_cnn' in str(o.message)]
+    assert re.search(rf'leaves as they are: 1\.0 \(.*{why}\); draw their weights yourself', text) and w[0].filename == __file__
+    assert all(v.equal(before[k]) for k, v in part.state_dict().items()) and [o.training for o in m.modules()] == modes
+    assert_close(square(m[0]), 1/3, rtol=.06, atol=0)   # as without a rectifier
+    assert_close(square(m[2]), 2., rtol=.06, atol=0)
+
+def test_a_made_weight_ends_the_search_for_a_rectifier():
+    m = init_cnn(nn.Sequential(nn.Linear(300, 900), parametrizations.weight_norm(nn.Linear(900, 300)), nn.LeakyReLU(1.)))
+    assert_close(square(m[0]), 1/3, rtol=.06, atol=0)
+    assert_close(square(m[1]), 1., rtol=.06, atol=0)
+
+@pytest.mark.filterwarnings('ignore')
+def test_several_are_left_alone_in_one_warning():
+    m = nn.ModuleDict(dict(rnn=nn.GRU(3, 3), mix=nn.MultiheadAttention(4, 2), part=scripted(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))))
+    with pytest.warns(UserWarning, match=r'rnn \(GRU: several weights\), mix \(MultiheadAttention: several weights\), part.0 \(Linear: TorchScript\)'): init_cnn(m)
+
+def test_set_weight():
+    lin, v = nn.Linear(4, 3), torch.randn(3, 4)
+    assert set_weight(lin, v) and lin.weight.equal(v) and set_weight(lin, torch.ones(3), 'bias') and lin.bias.eq(1).all()
+    assert not set_weight(nn.ReLU(), v) and not set_weight(nn.GRU(4, 3), v)
+    s = parametrizations.spectral_norm(nn.Linear(4, 3))
+    before = copy.deepcopy(s.state_dict())
+    assert not set_weight(s, v) and all(a.equal(b) for a, b in zip(s.state_dict().values(), before.values()))
+    half = parametrizations.weight_norm(nn.Linear(4, 3).to(torch.bfloat16))
+    assert set_weight(half, v.bfloat16()) and half.weight.dtype is torch.bfloat16
+    zero = old_weight_norm(nn.Linear(4, 3))
+    assert set_weight(zero, torch.eye(3, 4)) and zero(torch.ones(4)).sub(zero.bias).equal(torch.ones(3))
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('run', [False, True])
+def test_compiled_models(run):
+    torch.compiler.reset()
+    m = nn.Sequential(nn.Linear(20, 30), torch.compile(nn.Sequential(nn.LeakyReLU(.2), nn.Linear(30, 5)), backend='eager'))
+    twin = nn.Sequential(nn.Linear(20, 30), nn.LeakyReLU(.2), nn.Linear(30, 5))
+    c, x = torch.compile(m, backend='eager'), torch.randn(6, 20)
+    if run: c(x)
+    set_seed(3); assert init_cnn(c) is c
+    set_seed(3); init_cnn(twin)
+    assert_close(c(x), twin(x)) ; assert_close(m(x), twin(x))
+    lin = torch.compile(parametrizations.weight_norm(nn.Linear(20, 30)), backend='eager')
+    set_seed(3); init_cnn(nn.Sequential(lin, nn.ReLU()))
+    assert_close(std_of(lin._orig_mod.weight), math.sqrt(2/20), rtol=.1, atol=0)
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_warning_of_a_compiled_model_says_the_names_that_it_had():
+    m = torch.compile(nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Sequential(nn.GRU(3, 3)), backend='eager')), backend='eager')
+    with pytest.warns(UserWarning, match=r': 1\.0 \(GRU'): init_cnn(m)
 
 
 # --- get_learn_run, and the call forms of 2019

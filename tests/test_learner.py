@@ -123,6 +123,23 @@ def test_get_model_refuses_pictures_and_single_numbers():
         with pytest.raises(ValueError, match='needs flat rows, got items of shape'): get_model(data)
 
 
+@pytest.mark.parametrize('x, kind', [([torch.zeros(5)], 'list'), (None, 'NoneType'), ('ab', 'str'), ({'x': 1}, 'dict')])
+def test_get_model_refuses_what_is_no_tensor(x, kind):
+    data = DataBunch(DataLoader([(x, 0)]*4, 2, collate_fn=list), None, 2)
+    with pytest.raises(ValueError, match=rf'needs flat rows, got items of type {kind}:'): get_model(data)
+
+
+@pytest.mark.filterwarnings('ignore:Lazy modules are a new feature:UserWarning')   # in PyTorch 2.1
+def test_the_repr_of_odd_models_and_optimisers():
+    "A rate that is a tensor is shown as a number; weights that aren't there yet don't count"
+    class NoRate(optim.Optimizer):
+        def __init__(self, ps): super().__init__(ps, {})
+    model = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4))
+    for opt, says in ((optim.SGD(model.parameters(), lr=torch.tensor(.1)), 'SGD, lr 0.1'), (NoRate(model.parameters()), 'NoRate')):
+        text = repr(Learner(model, opt, nn.functional.cross_entropy, None))
+        assert says in text and 'tensor' not in text and 'Sequential, 9 parameters' in text
+
+
 def test_get_model_refuses_a_negative_rate():
     with pytest.raises(ValueError, match='learning rate'): get_model(bunch(), lr=-1)
 

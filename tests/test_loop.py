@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
 from helpers import assert_same, exact, make_callback as make
-from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException,
-                               CancelEpochException, CancelTrainException, describe)
+from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException, CancelEpochException,
+                               CancelStepException, CancelTrainException, describe)
 from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.learner import Learner
@@ -304,10 +304,10 @@ def test_two_at_two_levels(first, event, second, ending, cell):
 def test_three_in_after_fit():
     "Every after_fit is called; of the errors the first comes out, and the others stand on it"
     late = make('Late', 99, after_fit=lambda self: self.trace.log.append('late'))
-    run = Runner([RaiseAt('after_fit', 'error', order=-50), RaiseToo('after_fit', 'error', text='two'),
-                  RaiseLast('after_fit', 'ctrl-c', order=60, text='three'), late, Trace()])
+    run = Runner([RaiseAt('after_fit', 'error', order=60), RaiseToo('after_fit', 'error', text='two'),
+                  RaiseLast('after_fit', 'ctrl-c', order=-50, text='three'), late, Trace()])
     notes = ends(run, make_learner(), 'error')
-    assert run.trace.log[-2:] == ['after_fit', 'late']
+    assert run.trace.log[-2:] == ['late', 'after_fit']     # the last one leaves first
     assert [o for o in notes if 'and after' in o] == ["and after that KeyError: 'two'",
                                                       'and after that KeyboardInterrupt: three']
 
@@ -315,8 +315,8 @@ def test_three_in_after_fit():
 @pytest.mark.parametrize('first', ['error', 'ctrl-c'])
 def test_an_error_and_two_more_in_after_fit(first):
     "The fit's own error comes out, and both others stand on it"
-    run = Runner([RaiseAt('after_loss', first), RaiseToo('after_fit', 'error', order=-50, text='two'),
-                  RaiseLast('after_fit', 'error', order=60, text='three'), Trace()])
+    run = Runner([RaiseAt('after_loss', first), RaiseToo('after_fit', 'error', order=60, text='two'),
+                  RaiseLast('after_fit', 'error', order=-50, text='three'), Trace()])
     notes = ends(run, make_learner(), first)
     assert run.trace.log[-1] == 'after_fit'
     assert [o for o in notes if 'and after' in o] == ["and after that KeyError: 'two'",
@@ -457,6 +457,223 @@ def test_gradients_from_before_a_fit_dont_count():
     for p in learn.model.parameters(): p.grad = torch.ones_like(p)
     Runner().fit(EPOCHS, learn)
     same_training(learn, oracle)
+
+
+def test_gradients_that_a_validation_leaves_train_nothing():
+    "A callback that runs a backward pass in a validation batch, and cancels nothing"
+    def act(self):
+        if self.in_train: return
+        with torch.enable_grad(): self.loss_func(self.model(self.xb), self.yb).backward()
+    a,b = make_learner(),make_learner()
+    for o in (a, b): o.model[3] = nn.Identity()            # nothing that draws random numbers
+    Runner().fit(EPOCHS, a)
+    Runner(make('Own', after_loss=act)).fit(EPOCHS, b)
+    same_training(a, b)
+
+
+def test_zero_grad_is_called_for_training_only():
+    "Once a step, once an epoch and once at the end: 64 validation batches used to call it 64 times"
+    calls,learn = [],make_learner()
+    zero = learn.opt.zero_grad
+    learn.opt.zero_grad = lambda: calls.append(1) or zero()
+    TrainingLoop().fit(EPOCHS, learn)
+    assert len(calls) == EPOCHS*(N_TRAIN+1) + 1
+
+
+# ---------------------------------------------------------------- a step that is left out
+
+def keep(when=lambda self: True):
+    def act(self):
+        if when(self): raise CancelStepException
+    return make('Keeps', after_backward=act)
+
+def test_cancel_step_keeps_the_gradients():
+    "Three batches, a step after the second and the third: as the two and the one by hand"
+    a,b = make_learner(),make_learner()
+    run = TrainingLoop([Trace(), keep(lambda self: self.iter == 0)])
+    set_seed(2); run.fit(1, a)
+    set_seed(2)
+    for i,(xb,yb) in enumerate(b.data.train_dl):
+        b.loss_func(b.model(xb), yb).backward()
+        if i == 0: continue
+        b.opt.step()
+        b.opt.zero_grad()
+    same_training(a, b)
+    kept = 'begin_batch after_pred after_loss after_backward after_batch'.split()
+    assert run.trace.log[:len(kept)+2] == ['begin_fit', 'begin_epoch', *kept] and run.n_iter == N_TRAIN
+    assert all(p.grad is None for p in a.model.parameters())
+
+
+def test_cancel_step_is_a_completed_batch():
+    run = Runner([AvgStatsCallback(), keep()])
+    run.logger = lambda cells: None
+    a = make_learner()
+    was = {k: v.clone() for k,v in a.model.state_dict().items()}
+    run.fit(1, a)
+    exact(dict(a.model.named_parameters()), {k: was[k] for k,_ in a.model.named_parameters()})   # no step at all
+    assert math.isfinite(run.avg_stats.history[0]['train_loss']) and run.pos == 1
+
+
+def test_kept_gradients_end_with_the_epoch_and_with_the_fit():
+    "What a callback keeps at the end of an epoch isn't added to the next one"
+    learn,seen = make_learner(),[]
+    def looks(self): seen.append(any(p.grad is not None for p in self.model.parameters()))
+    TrainingLoop([make('Looks', -9, begin_batch=looks), keep()]).fit(2, learn)
+    train,valid = [False, True, True],[True, True]         # validation touches none
+    assert seen == 2*(train+valid) and all(p.grad is None for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize('event', ['batch', 'epoch'])
+@pytest.mark.parametrize('at', ['begin_batch', 'after_loss', 'after_backward', 'after_step'])
+def test_a_cancelled_batch_takes_kept_gradients_along(event, at):
+    learn,seen = make_learner(),[]
+    def looks(self): seen.append(any(p.grad is not None for p in self.model.parameters()))
+    def cancels(self):
+        if self.in_train and self.iter == 1: raise CANCELS[event]
+    keeps = keep(lambda self: self.iter != 1)
+    TrainingLoop([make('Looks', -9, begin_batch=looks), make('Cancels', -5, **{at: cancels}), keeps]).fit(1, learn)
+    assert seen[:3] == [False, True, False] and all(p.grad is None for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize('event', [e for e in EVENTS if 'cancel' not in e and e != 'after_backward'])
+def test_cancel_step_elsewhere_is_an_error(event):
+    def act(self): raise CancelStepException
+    e,notes = error_of(TrainingLoop(make(**{event: act})), make_learner())
+    assert type(e) is CancelStepException and 'in Some.act' in notes[0]
+    in_batch = event in TRAIN and event != 'after_batch'
+    assert ('CancelStepException means something in after_backward only' in str(notes)) == in_batch
+
+
+# ---------------------------------------------------------------- who comes last leaves first
+
+@pytest.mark.parametrize('orders', [(0, 0), (0, 5), (5, 0), (-3, 70)])
+def test_two_that_put_the_same_back(orders):
+    def begins(self): self.was,self.run.logger = self.run.logger,self
+    def ends(self): self.run.logger = self.was
+    run = Runner([make(f'Cb{i}', o, begin_fit=begins, after_fit=ends) for i,o in enumerate(orders)])
+    was = run.logger
+    for epochs in (1, 0, 2):
+        run.fit(epochs, make_learner())
+        assert run.logger is was
+
+
+@pytest.mark.parametrize('exc', [CancelTrainException, CancelBatchException, CancelEpochException])
+def test_a_training_that_ends_in_after_epoch_is_seen_by_all(exc):
+    "CancelTrain waits for later callbacks; the others skip the rest of the event, as everywhere"
+    seen = []
+    def ends(self):
+        if self.epoch == 1: raise exc
+    run = TrainingLoop([make('Ends', 60, after_epoch=ends),
+                        make('Late', 80, after_epoch=lambda self: seen.append(self.epoch))])
+    run.fit(4, make_learner())
+    assert seen == ([0, 1] if exc is CancelTrainException else [0, 2, 3])
+    assert run.epoch == (1 if exc is CancelTrainException else 4)
+
+
+def test_an_error_after_a_cancel_in_after_epoch():
+    "The error comes out, and nobody is called after it"
+    def cancels(self): raise CancelTrainException
+    def fails(self): raise KeyError('why')
+    seen = []
+    cbs = [make('Cancels', 1, after_epoch=cancels), make('Fails', 2, after_epoch=fails),
+           make('Late', 3, after_epoch=lambda self: seen.append(1))]
+    e,notes = error_of(TrainingLoop(cbs), make_learner())
+    assert type(e) is KeyError and notes[0].startswith('in Fails.fails') and not seen
+
+
+# ---------------------------------------------------------------- loaders that promise something else
+
+class Promises:
+    "A loader of `n` batches whose len is `says`"
+    def __init__(self, n, says, bs=4): self.n,self.says,self.bs = n,says,bs
+    def __len__(self): return self.says
+    def __iter__(self):
+        for i in range(self.n): yield torch.ones(self.bs, 4),torch.zeros(self.bs, dtype=torch.long)
+
+class Unsharded(IterableDataset):
+    "An iterable dataset whose len is wrong, as that of one that isn't sharded is with workers"
+    def __init__(self, n, says): self.n,self.says = n,says
+    def __len__(self): return self.says
+    def __iter__(self): return ((torch.ones(4), 0) for _ in range(self.n))
+
+@pytest.mark.parametrize('part', ['train', 'valid'])
+@pytest.mark.parametrize('n, says', [(5, 4), (2, 1), (9, 2)])
+def test_more_batches_than_promised(part, n, says):
+    seen = []
+    learn = make_learner()
+    setattr(learn.data, f'{part}_dl', Promises(n, says))
+    counts = make(after_batch=lambda self: seen.append(self.in_train))
+    with pytest.raises(RuntimeError) as e: Runner(counts).fit(2, learn)
+    assert seen.count(part == 'train') == says
+    assert str(e.value) == (f'{part}_dl promised {says} batches by its len and gives more, but schedules and bars '
+                      f'count on {says}: let the len of this Promises be right')
+
+
+@pytest.mark.parametrize('part', ['train', 'valid'])
+@pytest.mark.parametrize('n, says', [(3, 4), (0, 1), (2, 9)])
+def test_fewer_batches_than_promised(part, n, says):
+    learn = make_learner()
+    setattr(learn.data, f'{part}_dl', Promises(n, says))
+    run = Runner()
+    with pytest.warns(UserWarning, match=f'^{part}_dl promised {says} batches by its len and gave {n}, so sch'):
+        run.fit(1, learn)
+    assert run.trained == 1
+
+
+def test_an_iterable_dataset_that_gives_less():
+    learn = make_learner()
+    learn.data.train_dl = TorchLoader(Unsharded(6, 8), batch_size=2)
+    with pytest.warns(UserWarning, match='^train_dl promised 4 batches by its len and gave 3'):
+        Runner().fit(1, learn)
+
+
+def test_a_cancelled_pass_promised_nothing_else():
+    "pytest makes an error of the warning"
+    def cancels(self): raise CancelEpochException
+    Runner(make(after_loss=cancels)).fit(2, make_learner())
+
+
+# ---------------------------------------------------------------- set_epoch
+
+class Order:
+    "A sampler, or a loader, that wants to know the epoch"
+    def __init__(self, n=10): self.n,self.told = n,[]
+    def __len__(self): return self.n
+    def __iter__(self): return iter(range(self.n))
+    def set_epoch(self, epoch): self.told.append(epoch)
+
+class OrderedLoader(Order):
+    def __iter__(self):
+        for _ in range(self.n): yield torch.ones(4, 4),torch.zeros(4, dtype=torch.long)
+
+def of_sampler(ds, order): return TorchLoader(ds, batch_size=4, sampler=order)
+def of_batch_sampler(ds, order):
+    return TorchLoader(ds, batch_sampler=torch.utils.data.BatchSampler(order, 4, False))
+def of_own_batches(ds, order):
+    order.__class__ = type('Batches', (Order,), {'__iter__': lambda self: iter([[0, 1], [2]]), '__len__': lambda self: 2})
+    return TorchLoader(ds, batch_sampler=order)
+
+def of_dataset(ds, order):
+    order.__class__ = type('Items', (Order,), {'__getitem__': lambda self, i: ds[i]})
+    return TorchLoader(order, batch_size=4)
+
+@pytest.mark.parametrize('loader', [of_sampler, of_batch_sampler, of_own_batches, of_dataset, lambda ds, order: order])
+def test_a_sampler_is_told_the_epoch(loader):
+    order = OrderedLoader(3) if loader.__name__ == '<lambda>' else Order()
+    learn = make_learner()
+    learn.data.train_dl = loader(Dataset(torch.ones(10, 4), torch.zeros(10, dtype=torch.long)), order)
+    TrainingLoop().fit(3, learn)
+    assert order.told == [0, 1, 2]
+
+
+def test_a_distributed_sampler_has_another_order_each_epoch():
+    from torch.utils.data.distributed import DistributedSampler
+    ds = Dataset(torch.arange(10.)[:,None].expand(10, 4).contiguous(), torch.zeros(10, dtype=torch.long))
+    orders,learn = [],make_learner()
+    learn.data.train_dl = TorchLoader(ds, batch_size=10, sampler=DistributedSampler(ds, 1, 0, seed=3))
+    TrainingLoop(make(begin_batch=lambda self: orders.append(self.xb[:,0].tolist()))).fit(3, learn)
+    train = [o for o in orders if len(o) == 10]
+    assert len({tuple(o) for o in train}) == 3 and all(sorted(o) == list(range(10)) for o in train)
 
 
 # ---------------------------------------------------------------- the oracle

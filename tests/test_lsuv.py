@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from helpers import assert_same, blobs, image_cbfs as cbfs, randomness, saved
@@ -302,8 +302,8 @@ def test_settings_that_make_no_sense(kw, xb):
     m = net(); was = snapshot(m)
     with pytest.raises(ValueError, match='tol must be above 0 and max_iter at least 1'): lsuv_init(m, xb, **kw)
     assert same(m, was)
-    with pytest.raises(AttributeError): lsuv_init(m, xb, [m[0], 'no module'])
-    assert not m[0]._forward_hooks
+    with pytest.raises(TypeError, match='got str: give a module'): lsuv_init(m, xb, [m[0], 'no module'])
+    assert not m[0]._forward_hooks and same(m, was)
 
 
 # --- a second run, and copies
@@ -420,6 +420,36 @@ def test_the_limit(max_iter, xb):
     with pytest.raises(ValueError, match=r'ReluBlock\) could not be mended \(limit\).*shift=False'): lsuv_module(m, m, xb)
     assert lsuv_init(m, xb, [m], shift=False)[0].why == 'ok' and abs(m(xb).std() - 1) < 1e-3
 
+class FixedShift(nn.Module):
+    "A bias that can be read and not set"
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(6, 6, bias=False)
+        self.register_buffer('shift', torch.tensor(.3))
+    weight = property(lambda self: self.lin.weight)
+    bias = property(lambda self: self.shift*1)
+    def forward(self, x): return self.lin(x) + self.bias
+
+def test_a_bias_that_cant_be_set_is_none():
+    m, x = nn.Sequential(FixedShift(), nn.Linear(6, 3)), torch.randn(40, 6)
+    rep = lsuv_init(m, x, list(m))
+    assert by_name(rep) == {'0': 'no bias', '1': 'ok'} and m[0].shift == .3 and abs(m[0](x).std() - 1) < 1e-3
+
+def test_a_layer_that_cant_be_put_back_keeps_no_other_from_it():
+    class Stubborn(FixedShift):
+        n, value = 0, .3
+        @property
+        def bias(self): return self.value
+        @bias.setter
+        def bias(self, v):
+            self.n += 1
+            if self.n > 1: raise RuntimeError('not again')
+            self.value = float(v)
+    m, x = nn.Sequential(nn.Linear(6, 6), Stubborn(), nn.Linear(6, 6), nn.Linear(7, 3)), torch.randn(40, 6)
+    was = snapshot(m)
+    with pytest.raises(RuntimeError, match='mat1') as e: lsuv_init(m, x, list(m))
+    assert same(m, was) and any('1 keeps its change: not again' in n for n in e.value.__notes__)
+
 def test_a_noisy_layer_ends():
     class Noisy(nn.Linear):
         def forward(self, x): return super().forward(x) + torch.randn(len(x), self.out_features)
@@ -445,7 +475,8 @@ def test_parametrized_weights():
     assert by_name(rep) == {'0': 'ok', '2': 'ok'} and all_well(m, [m[0], m[2]], x)
     s = parametrizations.spectral_norm(nn.Linear(6, 6, bias=False))   # its norm is 1 whatever one sets
     s.eval()(x); was = snapshot(s)
-    assert lsuv_init(s, x)[0].why == 'limit' and same(s, was)
+    assert lsuv_init(s, x)[0].why == 'fixed scale' and same(s, was)
+    with pytest.raises(ValueError, match='Linear.*could not be mended \\(fixed scale\\).*spectral norm.*leave it out'): lsuv_module(s, s, x)
 
 class Course(nn.Module):
     "Like the ConvLayer of 2019: the bias is a number that isn't in the state dict"
@@ -486,6 +517,153 @@ def test_outputs_in_a_tuple_and_inputs_by_name():
     rep = lsuv_init(m, x)
     assert rep.failed == [] and abs(m.two(inp=x)[0].std() - 1) < 1e-4
     assert lsuv_init(nn.Sequential(Lambda(torch.argmax)), x, lambda o: isinstance(o, Lambda))[0].why == 'no weight'
+
+
+# --- weights that are worked out from others
+
+def pruned(m, k='weight'): return prune.random_unstructured(m, k, .4)
+MADE = dict(weight_norm=parametrizations.weight_norm, old_weight_norm=nn.utils.weight_norm, pruned=pruned,
+            both=lambda m: pruned(nn.utils.weight_norm(m), 'bias'), all_pruned=lambda m: pruned(pruned(m), 'bias'))
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('orthonormal', [False, True])
+@pytest.mark.parametrize('how', MADE)
+def test_made_weights(how, orthonormal):
+    x = torch.randn(40, 6)*3 + 1
+    m = nn.Sequential(MADE[how](nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 3))
+    m(x).sum().backward()   # so that the weight is the result of a graph
+    masks = {k: v.clone() for k, v in m.named_buffers()}
+    rep = lsuv_init(m, x, orthonormal=orthonormal, shift='pruned' not in how and how != 'both')
+    assert rep.failed == [] and all(v.equal(masks[k]) for k, v in m.named_buffers())
+    assert all(abs(s - 1) < 1e-3 for _, s in measured(m, [m[0], m[2]], x))
+    assert copy.deepcopy(m)(x).equal(m(x)) or how == 'both'
+    m(x).sum().backward()
+    assert all(p.requires_grad for p in m.parameters())
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('how', MADE)
+def test_made_weights_are_put_back(how):
+    m = nn.Sequential(MADE[how](nn.Linear(6, 6)), nn.Linear(6, 6), nn.Linear(7, 3))
+    x = torch.randn(40, 6)
+    was, w, b, y = snapshot(m), m[0].weight.detach().clone(), m[0].bias.detach().clone(), m[:2](x)
+    with pytest.raises(RuntimeError): lsuv_init(m, x)
+    assert same(m, was) and m[0].weight.equal(w) and m[0].bias.equal(b) and m[:2](x).equal(y)
+
+@pytest.mark.filterwarnings('ignore')
+def test_an_old_spectral_norm_is_passed_over():
+    m, x = nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 3)), torch.randn(40, 6)
+    was = snapshot(m[0])
+    assert by_name(lsuv_init(m, x)) == {'0': 'fixed scale', '2': 'ok'} and same(m[0], was) and m[0].training
+
+
+# --- outputs that aren't plain dense tensors
+
+def ragged(x): return torch.nested.nested_tensor(list(x.unbind()))
+ODD = dict(nested=(ragged, lambda x: torch.stack(x.unbind())), sparse=(lambda x: x.to_sparse(), lambda x: x.to_dense()), csr=(lambda x: x.to_sparse_csr(), lambda x: x.to_dense()),
+           quantized=(lambda x: torch.quantize_per_tensor(x, .01, 0, torch.qint8), lambda x: x.dequantize()), complex=(lambda x: torch.complex(x, x), lambda x: x.real),
+           whole=(lambda x: (x*9).long(), lambda x: x.float()), mkldnn=(lambda x: x.to_mkldnn(), lambda x: x.to_dense()), text=(lambda x: {'a': 'text'}, lambda o: torch.randn(20, 6)))
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ODD)
+def test_other_tensors_are_passed_over(kind):
+    f, back = ODD[kind]
+    class Gives(nn.Linear):
+        def forward(self, x): return f(super().forward(x))
+    m, x = nn.Sequential(Gives(6, 6), Lambda(back), nn.Linear(6, 3)), torch.randn(20, 6)
+    was = snapshot(m[0])
+    rep = lsuv_init(m, x)
+    assert by_name(rep) == {'0': 'no weight', '2': 'ok'} and same(m[0], was) and str(rep)
+    with pytest.raises(ValueError, match='no dense tensor of floats'): lsuv_module(m, m[0], x)
+    assert same(m[0], was)
+
+@pytest.mark.filterwarnings('ignore')
+def test_odd_inputs_and_no_data_at_all():
+    class Sums(nn.Linear):
+        def forward(self, x): return super().forward(torch.stack([o.sum(0) for o in x.unbind()]))
+    m, x = nn.Sequential(Sums(6, 4)), torch.nested.nested_tensor([torch.randn(n, 6) for n in (3, 1, 2, 5)])
+    assert lsuv_init(m, x).failed == []
+    assert abs(m(x).std() - 1) < 1e-3
+    m[0].weight.detach().fill_(1e38)
+    assert lsuv_init(m, x)[0].why == 'overflow'
+    with torch.device('meta'): m, x = net(), torch.randn(4, 1, 20, 20)
+    assert {r.why for r in lsuv_init(m, x)} == {'no weight'}
+
+
+# --- compiled models, TorchScript, lazy layers
+
+def compiled(m): return torch.compile(m, backend='eager')
+def part(m): m[1] = compiled(m[1]); return m
+def nested(m): return compiled(part(m))
+def in_place(m): m[1].compile(backend='eager'); m.compile(backend='eager'); return m
+def by_function(m): m[1].forward = compiled(m[1].forward); return m
+def conv_in_it(m): m[1].conv = compiled(m[1].conv); return m
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('run', [False, True], ids=['fresh', 'run'])
+@pytest.mark.parametrize('way', [compiled, part, nested, in_place, by_function, conv_in_it], ids=lambda f: f.__name__)
+def test_compiled(way, run, xb):
+    torch.compiler.reset()
+    plain = net(leak=.1)
+    c = way(copy.deepcopy(plain))
+    if run: c(xb); c.eval()(xb); c.train()
+    want, rep = lsuv_init(plain, xb), lsuv_init(c, xb)
+    assert str(rep) == str(want) and rep.failed == [] and len(rep) == 4
+    assert_close(c(xb), plain(xb))    # the compiled model sees it
+    assert_close([v.clone() for v in c.state_dict().values()], [v.clone() for v in plain.state_dict().values()])
+    assert c.training and not leaked_hooks(c, foreign=True)
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_compiled_layer_may_be_given(xb):
+    m, twin = net(), net()
+    twin.load_state_dict(m.state_dict())
+    m[1] = compiled(m[1])
+    assert lsuv_module(compiled(m), m[1], xb) == lsuv_module(twin, twin[1], xb)
+    assert [r.name for r in lsuv_init(m, xb, [m[1], m[0], m[1]._orig_mod])] == ['0 (ConvLayer)', '1 (ConvLayer)']
+    m[1]._orig_mod.idle = nn.Linear(3, 3)
+    rep = lsuv_init(compiled(m), xb, lambda o: isinstance(o, nn.Linear))
+    assert by_name(rep) == {'1.idle': 'never called', '5': 'ok'}
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('make', ['script', 'trace'])
+def test_torchscript_is_reported(make):
+    x, inner = torch.randn(40, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    inner = torch.jit.script(inner) if make == 'script' else torch.jit.trace(inner, x)
+    m = nn.Sequential(nn.Linear(6, 6), inner, torch.jit.script(nn.ReLU()), nn.Linear(6, 3))
+    was, modes = snapshot(m[1]), [o.training for o in m.modules()]
+    rep = lsuv_init(m, x)
+    assert by_name(rep) == {'1': 'TorchScript', '0': 'ok', '3': 'ok'} and same(m[1], was) and all_well(m, [m[0], m[3]], x)
+    assert [o.training for o in m.modules()] == modes
+    with pytest.raises(ValueError, match="TorchScript.*before torch.jit's script or trace"): lsuv_module(m, m[1], x)
+    assert by_name(lsuv_init(m[1], x)).popitem()[1] == 'TorchScript'
+
+def test_lazy_layers_are_refused():
+    m = nn.Sequential(nn.Linear(6, 6), nn.LazyLinear(3))
+    was = m[0].weight.clone()
+    with pytest.raises(ValueError, match=r'1\.weight has no shape yet: run the model on a batch first'): lsuv_init(m, torch.randn(9, 6))
+    assert m[0].weight.equal(was) and isinstance(m[1], nn.LazyLinear)
+
+def test_parameters_in_lists_and_buffers_of_none():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ps = nn.ParameterDict(dict(a=nn.Parameter(torch.randn(6, 6)), b=torch.ones(2)))
+            self.lin = nn.Linear(6, 3)
+            self.register_buffer('nothing', None); self.register_parameter('weight', None)
+        def forward(self, x): return self.lin(x@self.ps['a'])
+    m, x = Own(), torch.randn(20, 6)
+    a = m.ps['a'].clone()
+    assert lsuv_init(m, x).failed == [] and all_well(m, [m.lin], x) and m.ps['a'].equal(a)
+    assert by_name(lsuv_init(m, x, [m, m.lin])) == {'lin': 'ok', '(Own)': 'no weight'}
+
+@pytest.mark.parametrize('reentrant', [False, True])
+@pytest.mark.filterwarnings('ignore:None of the inputs')
+def test_a_layer_that_would_run_again_in_the_backward(reentrant):
+    from torch.utils.checkpoint import checkpoint
+    class Saves(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        def forward(self, x): return self.b(checkpoint(self.a, x, use_reentrant=reentrant))
+    m, x = Saves(), torch.randn(20, 6)
+    assert by_name(lsuv_init(m, x)) == {'a': 'ok', 'b': 'ok'} and all_well(m, [m.a, m.b], x)
 
 
 # --- dropout, norms: mode, states, gradients and hooks stay
@@ -584,6 +762,12 @@ def test_telemetry_of_a_mended_net(data):
 
 
 # --- lsuv_module, as in 2019
+
+def test_the_call_of_2019_says_what_to_write(xb):
+    m = net(); was = snapshot(m)
+    for call in (lambda: lsuv_module(m[0], xb), lambda: lsuv_module(m=m[0], model=m), lambda: lsuv_module(m, m[0])):
+        with pytest.raises(TypeError, match=r'write lsuv_module\(model, m, xb\), e\.g\. lsuv_module\(learn\.model, m, xb\)'): call()
+    assert same(m, was) and not m[0]._forward_hooks
 
 def test_layer_by_layer_as_in_2019(xb):
     m = net()

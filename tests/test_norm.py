@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.testing import assert_close
 
 from minifast.core import set_seed
@@ -123,13 +124,127 @@ def test_only_what_needs_a_gradient_gets_one():
         m(x).square().sum().backward()
         assert x.grad is not None
 
-def test_a_second_derivative_is_refused_in_training_and_works_in_eval():
-    x = data((4, 6, 3, 4)).requires_grad_()
+def penalty(m, x):
+    "A loss with a penalty on the gradient of the input: the gradients of x and of all parameters"
+    x = x.clone().requires_grad_()
+    y = m(x)
+    g, = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    return torch.autograd.grad(y.sin().sum() + (g.flatten(1).norm(dim=1) - 1).square().sum(), [x, *m.parameters()])
+
+@pytest.mark.parametrize('shape, kind', ALL)
+@pytest.mark.parametrize('dtype', TOL)
+def test_a_gradient_penalty_is_pytorchs(shape, kind, dtype):
+    a, b = (m.to(dtype) for m in pairs(shape)[kind])
+    b.load_state_dict(draw_params(a).state_dict())
+    for _ in range(2):   # the buffers move on
+        for mine, theirs in zip(penalty(a, x := data(shape, dtype)), penalty(b, x)):
+            assert_close(mine, theirs, rtol=1e-8 if dtype == torch.float64 else 2e-2, atol=1e-8 if dtype == torch.float64 else 2e-2)
+
+@pytest.mark.parametrize('make', [lambda: BatchNorm(4), lambda: LayerNorm(), lambda: LayerNorm(3), lambda: LayerNorm((4, 2, 3)),
+    lambda: GroupNorm(2, 4), lambda: InstanceNorm(4), lambda: InstanceNorm(4, affine=False), lambda: RunningBatchNorm(4), lambda: BatchNorm(4).eval()])
+def test_gradgradcheck(make):
+    m = draw_params(make()).double()
+    kept = {k: v.clone() for k, v in m.named_buffers()}
+    params = [p.detach().clone().requires_grad_() for p in m.parameters()]
+    def f(x, *ps):
+        for k, v in m.named_buffers(): v.copy_(kept[k])   # as if it were the first batch
+        return torch.func.functional_call(m, dict(zip(['weight', 'bias'], ps)), (x,))
+    assert gradgradcheck(f, [data((3, 4, 2, 3), torch.float64).requires_grad_(), *params])
+
+def test_gradgradcheck_of_running_batch_norm_in_mid_training():
+    m = draw_params(RunningBatchNorm(4)).double()
+    for _ in range(4): m(data((9, 4, 2, 3), torch.float64, 1., 3.))
+    kept = {k: v.clone() for k, v in m.named_buffers()}
+    def f(x):
+        for k, v in m.named_buffers(): v.copy_(kept[k])
+        return m(x)
+    assert gradgradcheck(f, [data((3, 4, 2, 3), torch.float64).requires_grad_()])
+
+def test_third_derivatives():
+    "Against the formula itself: PyTorch 2.13 leaves something out there"
+    x = data((4, 6), torch.float64)
+    def formula(dim):
+        def f(v):
+            d = v - v.mean(dim, keepdim=True)
+            return d/((d*d).mean(dim, keepdim=True) + 1e-5).sqrt()
+        return f
+    def third(m):
+        v = x.clone().requires_grad_()
+        y = m(v).pow(4).sum()
+        for _ in range(3): y = torch.autograd.grad(y, v, create_graph=True)[0].sin().sum()
+        return y.detach()
+    for m, dim in ((BatchNorm(6), 0), (LayerNorm(6), 1)): assert_close(third(m.double()), third(formula(dim)))
+
+def test_second_derivatives_of_low_precision_and_of_parameters_alone():
+    for m in (BatchNorm(6), GroupNorm(2, 6), RunningBatchNorm(6)):
+        grads = penalty(m, data((4, 6, 3, 4)).bfloat16())
+        assert grads[0].dtype == torch.bfloat16 and grads[1].dtype == torch.float32 and all(g.isfinite().all() for g in grads)
+        y = m(data((4, 6, 3, 4)))   # x needs none
+        g = torch.autograd.grad(y.pow(3).sum(), [m.weight, m.bias], create_graph=True)
+        (g[0].square().sum() + g[1].square().sum()).backward()
+        assert m.weight.grad.isfinite().all()
+    m, x = GroupNorm(2, 6).requires_grad_(False), data((4, 6, 3, 4)).requires_grad_()
+    torch.autograd.grad(m(x).pow(3).sum(), x, create_graph=True)[0].square().sum().backward()
+    assert x.grad.isfinite().all()
+
+OF_SAMPLES = [(s, k) for s, k in ALL if k != 'batch']
+
+@pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')   # PyTorch's own
+@pytest.mark.parametrize('shape, kind', OF_SAMPLES)
+def test_torch_func(shape, kind):
+    "Gradients of each sample, derivatives forward and nested, and a batch of batches"
+    a, b = (m.double() for m in pairs(shape)[kind])
+    b.load_state_dict(draw_params(a).state_dict())
+    x, v = data((3, *shape), torch.float64), data((3, *shape), torch.float64)
+    def by_sample(m):
+        def loss(ps, x): return functional_call(m, ps, (x[None],)).pow(3).sum()
+        return vmap(grad(loss), (None, 0))(dict(m.named_parameters()), x[0])
+    assert_close(by_sample(a), by_sample(b))
+    for f in (lambda m: vmap(m)(x), lambda m: jvp(m, (x[0],), (v[0],)), lambda m: vmap(lambda x, v: jvp(m, (x,), (v,)))(x, v),
+              lambda m: grad(lambda x: grad(lambda x: m(x).pow(3).sum())(x).sin().sum())(x[0]), lambda m: vjp(m, x[0])[1](v[0]),
+              lambda m: jvp(grad(lambda x: m(x).pow(3).sum()), (x[0],), (v[0],))):
+        assert_close(f(a), f(b))
+    assert vmap(a.bfloat16())(x.bfloat16()).dtype is torch.bfloat16
+
+@pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')   # PyTorch's own
+def test_forward_mode():
+    for shape, kind in [((5, 6, 3, 4), k) for k in pairs((5, 6, 3, 4))]:
+        a, b = (m.double() for m in pairs(shape)[kind])
+        b.load_state_dict(draw_params(a).state_dict())
+        x, v = data(shape, torch.float64), data(shape, torch.float64)
+        def tangents(m):
+            with forward_ad.dual_level(): return [t.clone() for t in forward_ad.unpack_dual(m(forward_ad.make_dual(x, v)))]
+        assert_close(tangents(a), tangents(b)); assert_close(a.state_dict(), b.state_dict())
+        x.requires_grad_()
+        assert a(x).grad_fn is not None
+
+@pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')   # PyTorch's own
+def test_norms_with_averages_say_that_torch_func_cant_train_them():
+    x = data((4, 6, 3, 4))
     for m in (BatchNorm(6), RunningBatchNorm(6)):
-        g, = torch.autograd.grad(m(x).pow(3).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match='once_differentiable'): g.sum().backward()
-        g, = torch.autograd.grad(m.eval()(x).pow(3).sum(), x, create_graph=True)
-        g.sum().backward()
+        was = copy.deepcopy(m.state_dict())
+        for f in (lambda: vmap(m)(x[None]), lambda: grad(lambda x: m(x).sum())(x), lambda: jvp(m, (x,), (x,))):
+            with pytest.raises(RuntimeError, match="can't note averages inside of a transform of torch.func.*call eval.*GroupNorm"): f()
+        assert_close(m.state_dict(), was, rtol=0, atol=0)
+        m.eval()
+        assert_close(vmap(m)(x[None])[0], m(x)); assert grad(lambda x: m(x).pow(2).sum())(x).shape == x.shape
+    m = RunningBatchNorm(6)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match='no forward-mode derivative in training: call eval'): m(forward_ad.make_dual(x, x))
+    assert m.count == 0
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('make', [lambda: BatchNorm(6), lambda: LayerNorm(), lambda: GroupNorm(2, 6), lambda: InstanceNorm(6), lambda: RunningBatchNorm(6)])
+def test_compiled_in_one_graph(make):
+    torch.compiler.reset()
+    m, x = draw_params(make()), data((4, 6, 3, 4))
+    newer = hasattr(torch.compiler, 'set_stance')   # an older one breaks the graph here
+    c = torch.compile(copy.deepcopy(m), backend='eager', fullgraph=newer)
+    for _ in range(2): assert_close(c(x), m(x))
+    assert_close(dict(c._orig_mod.named_buffers()), dict(m.named_buffers()))
+    c(x.requires_grad_()).pow(2).sum().backward()
+    g, x.grad = x.grad, None
+    m(x).pow(2).sum().backward()
+    assert_close(g, x.grad)
 
 @pytest.mark.parametrize('kind', pairs((5, 6, 3, 4)))
 def test_channels_last(kind):

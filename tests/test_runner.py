@@ -9,7 +9,8 @@ import pickle
 import re
 import subprocess
 import sys
-from collections import Counter
+import warnings
+from collections import Counter, OrderedDict, UserDict
 from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from minifast.data import DataBunch
 from minifast.learner import Learner
 from minifast.losses import accuracy
 from minifast.runner import (AvgStats, AvgStatsCallback, EarlyStoppingCallback, ProgressCallback, Runner,
-                             TrainEvalCallback, show_training_loop)
+                             TrainEvalCallback, n_items, show_training_loop)
 
 quick = settings(max_examples=60, deadline=None)
 PACKAGE = str(Path(minifast.__file__).parents[1])         # for other processes: the one that is tested here
@@ -112,6 +113,17 @@ def test_every_module_gets_its_own_mode_back():
     assert set(vars(run.train_eval)) == {'run'}
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')   # of TorchScript
+def test_a_frozen_part_has_no_mode():
+    part = torch.jit.freeze(torch.jit.script(nn.Linear(4, 4).eval()))
+    assert not hasattr(part, 'training')
+    model = nn.Sequential(part, nn.Dropout(), nn.Linear(4, 3))
+    model[1].eval()
+    run = quiet(AvgStatsCallback())
+    run.fit(1, make_learner(model=model, opt=optim.SGD(model[2].parameters(), lr=.1)))
+    assert (model.training, model[1].training) == (True, False) and len(run.rows) == 2
+
+
 class MyModes(TrainEvalCallback): pass
 
 GIVEN = [TrainEvalCallback(), [make(), TrainEvalCallback()], (MyModes(), make()), None]
@@ -181,6 +193,92 @@ def test_the_size_is_that_of_yb(yb):
     stats.accumulate(SimpleNamespace(xb=torch.zeros(99), pred=None, yb=yb, loss=torch.tensor(1.)))
     stats.accumulate(SimpleNamespace(xb=torch.zeros(99), pred=None, yb=torch.zeros(1), loss=torch.tensor(5.)))
     assert stats.avg_stats == [2.] and repr(stats) == 'AvgStats(2.0000)'
+
+
+# ---------------------------------------------------------------- how many items
+
+def at_hand(yb, pred=None, xb=None): return SimpleNamespace(yb=yb, pred=pred, xb=xb, loss=torch.tensor(1.))
+def boxes(n): return {'boxes': torch.zeros(n, 4), 'labels': torch.zeros(n)}
+Ragged = lambda *ns: [torch.zeros(n) for n in ns]
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')                        # that nested tensors are a prototype
+    jagged = torch.nested.nested_tensor(Ragged(2, 5, 3))
+
+@pytest.mark.parametrize('yb, n', [
+    ([boxes(2), boxes(5), boxes(1)], 3), ([boxes(2)]*4, 4), (tuple(boxes(2) for _ in range(4)), 4), ([{}, {}], 2),
+    (['a', 'bcd', 'e'], 3), (('ab', 'cd'), 2), ([1, 2, 3, 4], 4), ([None, None], 2), ([], 0),
+    (Ragged(2, 5, 3), 3), (Ragged(4, 4), 4), ([torch.tensor(1), torch.tensor(2)], 2), ([Ragged(2, 3), Ragged(1)], 2),
+    ([torch.zeros(6), [torch.zeros(6, 2), torch.zeros(6)]], 6), ((torch.zeros(6), boxes(6)), 6),
+    (boxes(7), 7), (OrderedDict(a=1, b=torch.zeros(5)), 5), (UserDict(a=torch.zeros(5)), 5),
+    (torch.zeros(3, 2).to_sparse(), 3), (jagged, 3), (np.zeros((4, 2)), 4), (range(5), 5)], ids=str)
+def test_items_of_the_targets(yb, n):
+    assert n_items(at_hand(yb, torch.zeros(99), torch.zeros(98))) == n
+
+@pytest.mark.parametrize('yb', [None, 'names.txt', 3, torch.tensor(3), {}, {'a': None}, object()], ids=str)
+def test_items_of_targets_that_dont_say(yb):
+    assert n_items(at_hand(yb, torch.zeros(5, 2), torch.zeros(98))) == 5
+    assert n_items(at_hand(yb, torch.tensor(1.), torch.zeros(6, 2))) == 6
+    assert n_items(at_hand(yb, None, [torch.zeros(5, 7), torch.zeros(3, 9)])) == 2
+    with pytest.raises(TypeError) as e: n_items(at_hand(yb, torch.tensor(1.), None))
+    assert str(e.value).startswith("can't tell how many items a batch has from yb ")
+    assert str(e.value).endswith('pred () float32 and xb NoneType: let one of them be a tensor (bs,…), or a list '
+                                 'with an element for each item')
+
+def test_a_detector_is_averaged_over_its_images():
+    "Batches of 3 and 1 images, whose first image has 1 box and 9"
+    class Detector(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.zeros(()))
+        def forward(self, xb): return [self.w*x.mean() for x in xb]
+    def loss(pred, yb): return sum(p + len(y['boxes']) for p,y in zip(pred, yb))/len(yb)
+    def images(n): return [torch.zeros(3, 8+i, 8) for i in range(n)]
+    data = DataBunch([(images(3), [boxes(1), boxes(2), boxes(6)]), (images(1), [boxes(9)])], None)
+    model = Detector()
+    run = quiet(AvgStatsCallback())
+    run.fit(1, Learner(model, optim.SGD(model.parameters(), lr=0), loss, data))
+    assert run.avg_stats.history[0]['train_loss'] == (1+2+6+9)/4
+
+
+# ---------------------------------------------------------------- notes are copies
+
+@pytest.mark.parametrize('order', [51, 99])
+def test_a_loss_changed_in_place_afterwards(order):
+    def changes(self):
+        with torch.no_grad(): self.loss.mul_(0)
+    a,b = quiet(AvgStatsCallback()),quiet(AvgStatsCallback(), make('Changes', order, after_batch=changes))
+    for run in (a, b): run.fit(2, make_learner())
+    exact(numbers(b), numbers(a))
+
+def test_a_metric_that_fills_the_same_tensor_again():
+    class Buffered:
+        def __init__(self): self.out,self.n = torch.zeros(()),0
+        def __call__(self, pred, yb): self.n += 1; return self.out.fill_(self.n)
+    run = quiet(AvgStatsCallback(Buffered()))
+    run.fit(1, make_learner(train=(4, 4, 2), valid=None))
+    assert run.avg_stats.history[0]['train_Buffered'] == (4*1 + 4*2 + 2*3)/10
+
+
+# ---------------------------------------------------------------- no stdout, or one that is no file
+
+class OnlyWrites:
+    def __init__(self): self.said = ''
+    def write(self, s): self.said += s
+
+@pytest.mark.parametrize('out', [None, OnlyWrites(), io.StringIO()], ids=['none', 'only writes', 'text'])
+def test_any_stdout(monkeypatch, out):
+    monkeypatch.setattr(sys, 'stdout', out)
+    run = Runner([AvgStatsCallback(accuracy), ProgressCallback()])
+    run.fit(2, make_learner())
+    assert len(run.avg_stats.history) == 2
+    said = out.said if isinstance(out, OnlyWrites) else out.getvalue() if out else 'epoch\n0\n1\n'
+    assert [o.split()[0] for o in said.splitlines()] == ['epoch', '0', '1']
+
+def test_a_closed_stdout_has_no_bars(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, 'stdout', out)
+    out.close()                                            # isatty of a closed file is a ValueError
+    run = quiet(AvgStatsCallback(accuracy), ProgressCallback())
+    run.fit(1, make_learner())
+    assert len(run.rows) == 2
 
 
 def test_repr(): assert repr(AvgStats(accuracy, False)) == 'AvgStats(nan, nan)'
@@ -773,18 +871,18 @@ def test_notebook_with_the_terminals_bars(notebook):
 def fit_values(values, epochs=None, **kw):
     "A fit in which the monitored column has these values -> the runner"
     def value(pred, yb): return float(values[run.epoch])
-    run = quiet(AvgStatsCallback(value), EarlyStoppingCallback('valid_value', **kw))
+    run = quiet(AvgStatsCallback(value), EarlyStoppingCallback('valid_value', **{'higher_is_better': True, **kw}))
     run.fit(len(values) if epochs is None else epochs, make_learner(train=(1,), valid=(1,)))
     return run
 
 @quick
 @given(st.lists(st.sampled_from([0., .25, .5, .75, 1., math.nan, math.inf]), min_size=1, max_size=9),
-       st.integers(1, 4), st.sampled_from([0., .25, .3]), st.sampled_from([True, False, None]))
+       st.integers(1, 4), st.sampled_from([0., .25, .3]), st.booleans())
 def test_stops_when_it_should(values, patience, min_delta, higher):
     "At the first epoch that is the last of `patience` epochs without an improvement"
     better,best = [],None                                  # better: was each epoch an improvement?
     for v in values:
-        sign = -1 if higher is False else 1                # 'valid_value' is no loss: higher is better
+        sign = 1 if higher else -1
         gain = math.inf if best is None else sign*(v - best)
         good = not math.isnan(v) and sign*v > -math.inf and gain > min_delta
         better.append(good)
@@ -841,8 +939,8 @@ def test_stopping_ends_the_fit_in_order():
     note = {e: partialmethod(lambda self, e: log.append(e), e) for e in EVENTS if e[:5] == 'after'}
     run = quiet(AvgStatsCallback(), stop, make('Log', 99, **note))
     run.fit(9, make_learner(.05))
-    assert log[-3:] == ['after_batch', 'after_cancel_train', 'after_fit']
-    assert log.count('after_epoch') == stop.stopped == len(run.avg_stats.history)-1
+    assert log[-4:] == ['after_batch', 'after_epoch', 'after_cancel_train', 'after_fit']
+    assert log.count('after_epoch') == stop.stopped+1 == len(run.avg_stats.history)   # of a later order, the last too
 
 
 def test_stopping_without_a_table():
@@ -856,6 +954,82 @@ def test_stopping_by_a_column_there_isnt(monitor):
     e,said = notes_of(quiet(AvgStatsCallback(accuracy), EarlyStoppingCallback(monitor)))
     assert type(e) is ValueError
     assert f"there is no column {monitor!r}, only {', '.join(COLUMNS[1:-1])}\n" in said
+
+
+@pytest.mark.parametrize('monitor', ['seconds', 'epoch'])
+def test_stopping_by_what_is_no_measure(monitor):
+    e,said = notes_of(quiet(AvgStatsCallback(accuracy), EarlyStoppingCallback(monitor, higher_is_better=True)))
+    assert type(e) is ValueError and f'there is no column {monitor!r}, only train_loss' in said
+
+
+@pytest.mark.parametrize('wrong', [EarlyStoppingCallback('valid_los'), EarlyStoppingCallback('valid_top'),
+                                   EarlyStoppingCallback()])
+def test_what_stopping_lacks_is_said_before_the_training(wrong):
+    def top(pred, yb): return 1.
+    learn = make_learner(valid=(3,) if wrong.monitor != 'valid_loss' else None)
+    was = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    e,_ = notes_of(quiet(AvgStatsCallback(top), wrong), learn)
+    assert type(e) is ValueError
+    exact(learn.model.state_dict(), was)
+
+
+@pytest.mark.parametrize('name, higher', [
+    ('mse', False), ('mae', False), ('rmse', False), ('perplexity', False), ('error_rate', False), ('Perplexity', False),
+    ('RootMSE', False), ('focal_loss', False), ('wer', False), ('balanced_accuracy', True), ('f1', True),
+    ('AUC', True), ('accuracy_2', True), ('dice', True), ('top5', None), ('lossless', None), ('score', None),
+    ('accuracy_loss', None)])
+def test_which_direction_a_name_says(name, higher):
+    "A worse value each epoch stops at once, a better one never; what isn't known has to be told"
+    def value(pred, yb): return float(run.epoch)
+    value.__name__ = name
+    run = quiet(AvgStatsCallback(value), EarlyStoppingCallback(f'valid_{name}', patience=1))
+    learn = make_learner(train=(1,), valid=(1,))
+    if higher is not None:
+        run.fit(4, learn)
+        assert run.early_stopping.stopped == (None if higher else 1)
+        return
+    e,said = notes_of(run, learn)
+    assert type(e) is ValueError
+    assert f"is a higher 'valid_{name}' better or worse? Its name doesn't say: pass higher_is_better=True or" in said
+    for told in (True, False):
+        run = quiet(AvgStatsCallback(value), EarlyStoppingCallback(f'valid_{name}', 1, higher_is_better=told))
+        run.fit(4, learn)
+        assert run.early_stopping.stopped == (None if told else 1)
+
+
+def skips(when):
+    def act(self): return bool(when(self))
+    return make('Skips', begin_validate=act)
+
+@pytest.mark.parametrize('every', [2, 3, 5])
+@pytest.mark.parametrize('patience', [1, 2, 3])
+def test_an_epoch_that_wasnt_measured_isnt_worse(every, patience):
+    "Validated in every second, third … epoch: patience counts those"
+    values = [3., 1., 2., 2., 2., 2., 2.]
+    def value(pred, yb): return values[run.epoch//every]
+    stop = EarlyStoppingCallback('valid_value', patience, higher_is_better=False)
+    run = quiet(AvgStatsCallback(value), stop, skips(lambda self: self.epoch % every))
+    run.fit(len(values)*every, make_learner(train=(1,), valid=(1,)))
+    assert (stop.best_epoch, stop.stopped) == (every, (1 + patience)*every)
+
+
+def test_a_measured_nan_is_worse_and_is_shown():
+    def value(pred, yb): return math.nan
+    stop = EarlyStoppingCallback('valid_value', 3, higher_is_better=True)
+    run = quiet(AvgStatsCallback(value), stop, skips(lambda self: self.epoch == 1))
+    run.fit(9, make_learner())
+    assert stop.stopped == 3
+    at = list(run.avg_stats.history[0]).index('valid_value')
+    assert [row[at].strip() for row in run.rows[1:]] == ['nan', '-', 'nan', 'nan']
+
+
+def test_a_column_that_is_never_measured():
+    run = quiet(AvgStatsCallback(accuracy), EarlyStoppingCallback(), skips(lambda self: True))
+    with pytest.raises(ValueError) as e: run.fit(3, make_learner())
+    assert str(e.value) == "'valid_loss' was never measured: something skips every batch that it is made of"
+    assert len(run.avg_stats.history) == 3
+    e,said = notes_of(quiet(AvgStatsCallback(accuracy), EarlyStoppingCallback()), make_learner(valid=None))
+    assert "'valid_loss' is never measured without validation data: pass a valid_dl, or monitor='train_loss'" in said
 
 
 def test_what_stopping_found_can_be_read_before_a_fit():
@@ -916,8 +1090,9 @@ def test_the_printed_loop_is_the_one_that_runs(capsys):
     assert [e for e,_,_ in lines] == list(EVENTS)
     assert [e for e in EVENTS if 'cancel' not in e and e != 'begin_validate'] == normal
     for event,_,who in lines:
-        assert [o for o in who if o != 'TrainEvalCallback'] == ['Cb1', 'Cb0', 'Cb3', 'Cb2']
-        assert event not in normal or [cb for e,cb in log if e == event] == ['Cb1', 'Cb0', 'Cb3', 'Cb2']
+        order = ['Cb1', 'Cb0', 'Cb3', 'Cb2'][::-1 if event == 'after_fit' else 1]
+        assert [o for o in who if o != 'TrainEvalCallback'] == order
+        assert event not in normal or [cb for e,cb in log if e == event] == [o for o in who if o[:2] == 'Cb']
 
 
 def test_an_attribute_is_no_event(capsys):

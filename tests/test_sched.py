@@ -161,6 +161,54 @@ def test_a_rate_is_no_schedule():
     with pytest.raises(TypeError, match='takes functions of pos, got 0.1'): ParamScheduler('lr', .1)
 
 
+def test_the_epoch_is_planned_anew_when_it_changes():
+    "A callback may change `run.epochs` in the middle of an epoch: rates follow `run.pos`"
+    seen = []
+    class Longer(Callback):
+        _order = 5
+        def begin_batch(self):
+            if self.in_train: seen.append((self.opt.param_groups[0]['lr'], 1 - self.pos))
+        def after_batch(self):
+            if self.n_iter == 2: self.run.epochs = 4
+    quiet(ParamScheduler('lr', sched_lin(1, 0)), Longer()).fit(2, learner())
+    assert len(seen) == 12
+    assert_close([lr for lr, _ in seen], [want for _, want in seen])
+
+
+def test_a_batch_too_many_has_the_last_rate():
+    cb = ParamScheduler('lr', sched_lin(1, 0))
+    learn, run = learner(), quiet(cb)
+    class More(Callback):
+        def after_epoch(self):   # by hand, behind the three that the loader promised
+            self.run.in_train, self.run.iter, self.run.iters = True, 3, 3
+            cb.begin_batch()
+            self.run.in_train = False
+    run.add_cb(More())
+    run.fit(1, learn)
+    assert_close(learn.opt.param_groups[0]['lr'], 1/3)
+
+
+@pytest.mark.parametrize('pos', [1 + 1e-12, 1.0000001, 1.5, torch.tensor(1.0000001), np.float32(1.0000001)])
+@pytest.mark.parametrize('n', [1, 2, 3, 10])
+def test_a_little_beyond_the_end(pos, n):
+    "As rounding may put it: the end of the last phase"
+    scheds = [sched_cos(i, i+1) for i in range(n)]
+    assert_close(combine_scheds([1/n]*n, scheds)(pos), float(n))
+    assert_close(combine_scheds([.3, .7], cos_1cycle_anneal(.1, 1, .01))(pos), .01)
+
+
+class OwnSGD:
+    "An optimiser without groups"
+    def __init__(self, ps): self.ps = list(ps)
+    def step(self): pass
+    def zero_grad(self): pass
+
+@pytest.mark.parametrize('make_cb', [partial(ParamScheduler, 'lr', sched_no(1, 1)), LR_Find, Recorder])
+def test_an_optimiser_without_groups(make_cb):
+    with pytest.raises(TypeError, match="a OwnSGD, has no param_groups: give it a list of dicts"):
+        quiet(make_cb()).fit(1, learner(OwnSGD))
+
+
 # --- Recorder
 
 def test_recorder_notes_completed_training_batches():
@@ -180,6 +228,43 @@ def test_recorder_notes_completed_training_batches():
     assert [o['valid_loss'] for o in run.recorder.metrics] == [o['valid_loss'] for o in run.avg_stats.history]
     run.fit(1, learn)
     assert len(run.recorder.losses) == 2
+
+
+class ChangesInPlace(Callback):
+    "Halves a rate that is a tensor and empties the loss, behind the callbacks that note them"
+    _order = 99
+    def after_batch(self):
+        if not self.in_train: return
+        for g in self.opt.param_groups:
+            if isinstance(g['lr'], torch.Tensor): g['lr'].mul_(.5)
+        self.run.loss.detach().zero_()
+
+@pytest.mark.parametrize('opt_func', [optim.SGD, partial(optim.Adam, foreach=False), optim.Adagrad], ids=str)
+def test_what_was_noted_stays(opt_func):
+    "Rates and losses are noted by value, not by reference"
+    losses = []
+    class Look(Callback):
+        _order = 98
+        def after_batch(self):
+            if self.in_train: losses.append(self.loss.item())
+    rate = .1 if opt_func is optim.Adagrad else torch.tensor(.1)
+    run = quiet(Look(), Recorder(), AvgStatsCallback(), ChangesInPlace())
+    run.fit(2, learner(partial(opt_func, lr=rate)))
+    want = [.1]*6 if opt_func is optim.Adagrad else [.1*.5**i for i in range(6)]
+    assert_close([float(v) for v in run.recorder.lrs[0]], want)
+    assert run.recorder.losses == losses and min(losses) > 0
+    assert_close([float(v) for v in run.recorder.plot_lr().lines[0].get_ydata()], want)
+    plt.close('all')
+
+
+def test_losses_that_were_read_stay_as_they_are():
+    read = []
+    class Read(Callback):
+        _order = 99
+        def after_epoch(self): read.append(self.run.recorder.losses)
+    run = quiet(Recorder(), Read())
+    run.fit(3, learner())
+    assert [len(o) for o in read] == [3, 6, 9] and run.recorder.losses == read[-1]
 
 
 def test_recorder_survives_an_interruption_and_pickles():
@@ -272,6 +357,77 @@ def test_max_iter_batches_on_a_short_loader(n_batches):
     run.fit(5, learn)
     assert len(run.lr_find.lrs) == 20 and not run.avg_stats.history
     assert_close(run.lr_find.lrs, [1e-5*1e3**(i/19) for i in range(20)])
+
+
+class Lies:
+    "`promised` batches are promised, `given` come, each time or once only"
+    def __init__(self, promised, given, once=False):
+        dl = data(8*given).train_dl
+        self.promised, self.dl = promised, iter([*dl]) if once else dl
+    def __len__(self): return self.promised
+    def __iter__(self): return iter(self.dl)
+
+@pytest.mark.parametrize('promised, given', [(3, 5), (5, 3), (100, 1), (1, 100)])
+def test_loaders_that_give_more_or_less_than_they_promise(promised, given):
+    learn = learner(dls=SimpleNamespace(train_dl=Lies(promised, given), valid_dl=None))
+    before = everything(learn)
+    run = quiet(LR_Find(max_iter=20, min_lr=1e-5, max_lr=1e-2))
+    run.fit(1, learn)
+    same(before, everything(learn))
+    assert run.data is learn.data
+    assert_close(run.lr_find.lrs, [1e-5*1e3**(i/19) for i in range(20)])
+
+
+def test_a_loader_that_can_be_gone_round_only_once():
+    "It gives no batch the second time: an error, and no endless loop"
+    learn = learner(dls=SimpleNamespace(train_dl=Lies(7, 7, once=True), valid_dl=None))
+    before = everything(learn)
+    with pytest.raises(RuntimeError, match='a Lies, gave 7 batches and then no more, but the sweep takes 20'):
+        quiet(LR_Find(max_iter=20, max_lr=1e-2)).fit(1, learn)
+    same(before, everything(learn))
+    run = quiet(LR_Find(max_iter=7, max_lr=1e-2))
+    run.fit(1, learner(dls=SimpleNamespace(train_dl=Lies(7, 7, once=True), valid_dl=None)))
+    assert len(run.lr_find.lrs) == 7   # one round is enough
+
+
+def test_the_data_that_another_callback_had_put_in_place():
+    class Swap(Callback):
+        def begin_fit(self): self.run.data = mine
+    mine, learn = data(), learner()
+    run = quiet(Swap(), LR_Find(max_iter=5, max_lr=1e-3))
+    run.fit(1, learn)
+    assert run.data is mine
+
+
+@pytest.mark.filterwarnings('ignore:Lazy modules are a new feature:UserWarning')   # in PyTorch 2.1
+def test_a_layer_without_weights_yet_is_told_before_the_sweep():
+    learn = learner()
+    learn.model.append(nn.LazyBatchNorm1d())
+    run, rate = quiet(LR_Find()), learn.opt.param_groups[0]['lr']
+    with pytest.raises(ValueError, match='5.weight has no size before the first batch'): run.fit(1, learn)
+    assert learn.model[5].has_uninitialized_params() and learn.opt.param_groups[0]['lr'] == rate == .1
+    assert run.data is learn.data and not run.lr_find.lrs
+
+
+class FailsToGoBack(nn.Linear):
+    "Once trained, its mode can't be set by name"
+    armed = False
+    def __setattr__(self, k, v):
+        if k == 'training' and self.armed: raise RuntimeError('no mode for me')
+        super().__setattr__(k, v)
+    def train(self, mode=True): return self
+
+def test_a_sweep_that_cannot_put_one_part_back_puts_back_all_others():
+    learn = learner()
+    learn.model[0] = FailsToGoBack(6, 5)
+    learn.opt = optim.SGD(learn.model.parameters(), lr=.1, momentum=.9)
+    class Arm(Callback):
+        def after_batch(self): self.model[0].armed = True
+    before = everything(learn)
+    run = quiet(LR_Find(max_iter=10, max_lr=1e-2), Meddle(), Arm(), Recorder())
+    with pytest.raises(RuntimeError, match='no mode for me'): run.fit(1, learn)
+    same(before, everything(learn))
+    assert run.data is learn.data and len(run.lr_find.lrs) == 10
 
 
 def test_stops_when_the_loss_is_no_number_or_diverges():

@@ -15,10 +15,10 @@ from torch.testing import assert_close
 from helpers import conv2d as conv, gpu
 from minifast.cnn import get_cnn_model
 from minifast.data import DataBunch, Dataset, get_dls
-from minifast.hooks import Hook, leaked_hooks
+from minifast.hooks import names_of, original, Hook, leaked_hooks
 from minifast.learner import Learner
-from minifast.summary import (LayerInfo, ModelSummary, dummy_eval, model_sizes, model_summary,
-                              num_features_model, preserved, units)
+from minifast.summary import (LayerInfo, ModelSummary, dummy_eval, model_sizes, model_summary, num_features_model,
+                              preserved, uncompiled, units)
 
 def count(m): return sum(p.numel() for p in m.parameters())
 def shapes(o): return [tuple(r.shape) if r.shape is not None else None for r in o]
@@ -658,3 +658,190 @@ def test_another_shape_gets_another_row():
         def forward(self, x): return self.conv(x), self.conv(x[..., 1:]), self.conv(x)
     o = model_summary(Twice(), (9, 9))
     assert [r[2:] for r in o] == [((2, 7, 7), 20, 'yes', '×2'), ((2, 7, 6), 0, 'yes', 'again')] and o.total == 20
+
+
+# --- compiled models: the original is looked at
+
+def cnn(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.Linear(144, 5))
+def compiled(m): return torch.compile(m, backend='eager')
+def whole(m): return compiled(m)
+def child(m): m[1] = compiled(m[1]); return m
+def grandchild(m): m[1][0] = compiled(m[1][0]); return compiled(m)
+def last(m): m[3] = compiled(m[3]); return m
+def in_place(m): m.compile(backend='eager'); return m
+def child_in_place(m): m[1].compile(backend='eager'); return m
+def forward_of_child(m): m[1].forward = compiled(m[1].forward); return m
+WAYS = [whole, child, grandchild, last, in_place, child_in_place, forward_of_child]
+
+@pytest.mark.filterwarnings('ignore')   # the compiler's own
+@pytest.mark.parametrize('run', [False, True], ids=['fresh', 'run'])
+@pytest.mark.parametrize('way', WAYS, ids=lambda f: f.__name__)
+def test_compiled(way, run):
+    torch.compiler.reset()
+    plain = cnn()
+    want = [f(plain, (8, 8)) for f in FUNCS]
+    c = way(copy.deepcopy(plain))
+    if run: c(torch.zeros(2, 1, 8, 8)); c.load_state_dict(dict(zip(c.state_dict(), plain.state_dict().values())))
+    before = [o.training for o in c.modules()]
+    got = [f(c, (8, 8)) for f in FUNCS]
+    assert_close(got[0], want[0]); assert got[1:3] == want[1:3]
+    assert str(got[3]) == str(want[3]) and '_orig_mod' not in repr(list(got[3]))
+    assert [o.training for o in c.modules()] == before and leaked_hooks(c) == []
+    assert [n for n, _ in units(c)] == [n for n, _ in units(plain)]
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_compiled_models_failure_tells_the_names_that_it_had():
+    c = compiled(nn.Sequential(conv(1, 4), compiled(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)))))
+    with pytest.raises(RuntimeError, match='mat1 and mat2') as e: model_summary(c, (8, 8))
+    at, ran, _ = e.value.__notes__
+    assert at == 'in 1.1 (Linear), which got [2, 64]' and ran.endswith('0.1 (ReLU) [2, 4, 4, 4] → 1.0 (Flatten) [2, 64]')
+
+@pytest.mark.filterwarnings('ignore')
+def test_compiled_parametrized_and_learners():
+    lin = parametrizations.weight_norm(nn.Linear(3, 4))
+    r, = model_summary(compiled(lin))
+    assert (r.type, r.params, r.note) == (type(lin).__name__, 12 + 4 + 4, '')
+    m = compiled(nn.Sequential(nn.Linear(784, 3)))
+    assert str(model_summary(Learner(m, None, None, data()))) == str(model_summary(original(m)))
+
+@pytest.mark.filterwarnings('ignore')
+def test_original_names_and_uncompiled():
+    plain = cnn()
+    c = child(compiled(plain)._orig_mod)
+    assert original(compiled(plain)) is plain is original(plain)
+    assert names_of(c)[plain[1]] == '1' == names_of(c)[original(plain[1])] and names_of(compiled(c))[c] == ''
+    seen = []
+    plain.eval()(torch.zeros(2, 1, 8, 8))
+    h = original(plain[1])[1].register_forward_hook(lambda *a: seen.append(torch._dynamo.is_compiling()))
+    with pytest.raises(KeyError), uncompiled(c): c(torch.zeros(2, 1, 8, 8)); raise KeyError
+    assert seen == [False]
+    h.remove()
+    torch.compiler.reset()
+    assert_close(c(torch.ones(2, 1, 8, 8)), cnn_of(c)(torch.ones(2, 1, 8, 8)))   # compiles as before
+    with pytest.raises(TypeError, match='got str'): original('m')
+
+def cnn_of(c):
+    m = cnn()
+    m.load_state_dict(dict(zip(m.state_dict(), c.state_dict().values())))
+    return m.eval()
+
+def test_a_summary_doesnt_load_the_compiler():
+    code = ('import sys; from torch import nn; from minifast.summary import model_summary; '
+            "model_summary(nn.Linear(3, 2)); print('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+
+
+# --- outputs that aren't plain dense tensors
+
+class Calls(nn.Module):
+    def __init__(self, f): super().__init__(); self.f = f
+    def forward(self, *xs): return self.f(*xs)
+
+def ragged(x): return torch.nested.nested_tensor([o[:i+1] for i, o in enumerate(x)])
+def jagged(x): return torch.nested.nested_tensor([o[:i+1] for i, o in enumerate(x)], layout=torch.jagged)
+needs_jagged = pytest.mark.skipif(not hasattr(torch, 'jagged'), reason='an older PyTorch')
+def unragged(x): return torch.stack([o.sum() for o in x.unbind()])[:, None]
+def quantized(x): return torch.quantize_per_tensor(x, .1, 0, torch.qint8)
+ODD = [(ragged, unragged, 'nested tensor'), pytest.param(jagged, unragged, 'nested tensor', marks=needs_jagged), (lambda x: (x, [ragged(x)]), lambda o: o[0], ((6,), ('nested tensor',))),
+       (lambda x: x.to_sparse(), lambda x: x.to_dense(), (6,)), (lambda x: x.to_sparse_csr(), lambda x: x.to_dense(), (6,)),
+       (quantized, lambda x: x.dequantize(), (6,)), (lambda x: torch.complex(x, x), lambda x: x.real, (6,)), (lambda x: dict(a=x), lambda o: o['a'], dict(a=(6,)))]
+
+@pytest.mark.filterwarnings('ignore')   # of PyTorch, that these kinds of tensors are young or old
+@pytest.mark.parametrize('f, back, want', ODD)
+def test_other_tensors(f, back, want):
+    m = nn.Sequential(nn.Linear(6, 6), Calls(f), Calls(back), nn.LazyLinear(3))
+    m(torch.randn(2, 6))
+    o = model_summary(m, (6,))
+    assert o[1].shape == want and o[3].shape == (3,) and o.total == count(m) and str(o)
+    assert model_sizes(m, (6,))[3] == (2, 3) and num_features_model(m, (6,)) == 3
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_nested_batch():
+    m = nn.Sequential(Calls(unragged), nn.Linear(1, 3))
+    o = model_summary(m, ragged(torch.ones(4, 6)))
+    assert o.inputs == ('nested tensor',) and shapes(o[1:]) == [(3,)] and str(o).startswith('input nested tensor')
+
+
+# --- modules without plain dicts, and other odd ones
+
+def script(m): return torch.jit.script(m)
+def trace(m): return torch.jit.trace(m, torch.zeros(2, 6))
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('make', [script, trace], ids=lambda f: f.__name__)
+def test_torchscript_in_a_model(make):
+    part = make(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.BatchNorm1d(4)).train())
+    m = nn.Sequential(nn.Linear(6, 6), part, nn.Linear(4, 3))
+    m[1].train()
+    modes, bufs = [o.training for o in m.modules()], [b.clone() for b in m.buffers()]
+    o = model_summary(m)
+    assert [o.training for o in m.modules()] == modes and all(map(torch.equal, m.buffers(), bufs))
+    assert o.total == count(m) == sum(r.params for r in o) and row(o, '1').params == 28 + 8 and row(o, '1').trainable == 'yes'
+    assert [r.name for r in o] == (['0', '2', '1'] if make is script else ['0', '1', '2'])
+    assert row(o, '1').note == ("TorchScript, can't be watched" if make is script else 'TorchScript')
+    assert model_sizes(m) == [(2, 6), None if make is script else (2, 4), (2, 3)] and num_features_model(m) == 3
+    r, = model_summary(m[1], torch.zeros(5, 6))   # and alone
+    assert r.params == 36 and dummy_eval(m[1], torch.zeros(5, 6)).shape == (5, 4)
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_script_within_torchscript_and_one_of_nothing():
+    class Holds(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = script(nn.Linear(6, 6)), nn.Linear(6, 2)
+        def forward(self, x): return self.b(self.a(x))
+    assert [r.params for r in model_summary(script(Holds()), (6,))] == [42 + 14]
+    m = nn.Sequential(nn.Linear(6, 6), script(nn.ReLU()))
+    assert [(r.params, r.note) for r in model_summary(m)] == [(42, ''), (0, "TorchScript, can't be watched")]
+
+def test_fx_graphs_parameter_dicts_and_missing_ones():
+    g = torch.fx.symbolic_trace(nn.Sequential(conv(1, 4), nn.Flatten()))
+    assert shapes(model_summary(g, (8, 8))) == [(4, 4, 4), (4, 4, 4), (64,)]
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.d = nn.ParameterDict(dict(a=nn.Parameter(torch.zeros(3)), b=torch.ones(2)))
+            self.register_buffer('nothing', None); self.register_parameter('weight', None)
+        def forward(self, x): return x + self.d['a']
+    o = model_summary(Own(), (3,))
+    assert o.total == count(Own()) == 5 and o.inputs == ((3,),)
+
+@pytest.mark.filterwarnings('ignore:None of the inputs')
+def test_a_forward_that_would_run_again_counts_once():
+    from torch.utils.checkpoint import checkpoint
+    for reentrant in (False, True):
+        part = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+        m = nn.Sequential(nn.Linear(3, 3), Calls(lambda x: checkpoint(part, x, use_reentrant=reentrant)))
+        m[1].part = part
+        assert [(r.name, r.note) for r in model_summary(m, torch.randn(4, 3)) if r.name != '1'] == [('0', ''), ('1.part.0', ''), ('1.part.1', '')]
+
+
+# --- the batch of a Learner is like its items
+
+def summary_of(m, *items):
+    return model_summary(NS(model=m, data=NS(train_ds=[(x, 0) for x in items])))
+
+@pytest.mark.parametrize('x, shape, dtype', [
+    (torch.tensor([3, 1, 4]), (2, 3), torch.int64), (np.zeros((4, 5), np.uint8), (2, 4, 5), torch.uint8), (torch.zeros(3, dtype=torch.bool), (2, 3), torch.bool),
+    (7, (2,), torch.int64), (torch.tensor(7, dtype=torch.int32), (2,), torch.int32), (torch.zeros(3), (2, 3), torch.float32),
+    (np.zeros(3), (2, 3), torch.float32), (torch.zeros(3, dtype=torch.float16), (2, 3), torch.float32), (.5, (2,), torch.float32)])   # floats as the model's
+def test_the_items_own_kind(x, shape, dtype):
+    m = Spy(nn.ReLU())
+    assert summary_of(m, x).inputs == (shape[1:],)
+    assert [(tuple(o.shape), o.dtype) for o in m.got] == [(shape, dtype)]
+    assert summary_of(m.double(), x) and m.got[0].dtype == dtype   # no parameters
+    m = Spy(nn.BatchNorm1d(3)).double()
+    summary_of(m, x)
+    assert m.got[0].dtype == (torch.float64 if dtype.is_floating_point else dtype) and not m.got[0].any()
+
+def test_ids_and_bytes_and_structures():
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
+    assert shapes(summary_of(words, torch.tensor([1, 2, 3]))) == [(3, 4), (12,), (2,)]
+    assert shapes(summary_of(nn.Sequential(Calls(lambda x: x.float()/255), nn.Linear(3, 2)), torch.zeros(3, dtype=torch.uint8))) == [(3,), (2,)]
+    late = Spy(nn.Embedding(9, 4))   # floats stay floats where an embedding comes first
+    summary_of(late, torch.rand(3)); assert late.got[0].dtype == torch.float32
+    m = Spy(nn.Linear(3, 2))
+    assert summary_of(m, dict(ids=torch.tensor([1, 2]), more=[np.float64(3.), torch.zeros(4)])).inputs == (dict(ids=(2,), more=((), (4,))),)
+    assert m.got[0]['ids'].dtype == torch.int64 and m.got[0]['more'][0].dtype == torch.float32
+    summary_of(m, (torch.tensor([1, 2]), torch.rand(4)))
+    assert [(tuple(o.shape), o.dtype) for o in m.got] == [((2, 2), torch.int64), ((2, 4), torch.float32)]
+    assert summary_of(nn.Conv2d(3, 4, 3), torch.rand(8, 9)).inputs == ((3, 8, 9),)   # channels that it lacks
+    for bad in ('text', None, (), object(), ['a', torch.zeros(2)]):
+        with pytest.raises(ValueError, match='first item of the data.*has no shape: give input_size'): summary_of(m, bad)

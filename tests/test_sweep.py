@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import random
+from collections import UserDict
 from functools import partial
 from types import ModuleType, SimpleNamespace
 
@@ -85,7 +86,7 @@ def flat(o):
     "Everything in a nested state that can be compared, in order, as copies"
     if isinstance(o, dict): return [x for k, v in o.items() for x in (k, *flat(v))]
     if isinstance(o, (list, tuple)): return [x for v in o for x in flat(v)]
-    if isinstance(o, np.ndarray): return [torch.from_numpy(o.copy())]
+    if isinstance(o, np.ndarray): return [torch.from_numpy(o.astype(np.int64))]   # PyTorch 2.1 has no uint32
     return [o.detach().clone()] if isinstance(o, torch.Tensor) else [o]
 
 def look(learn):
@@ -450,6 +451,86 @@ def test_a_model_with_torchscript_in_it():
     assert model.training and part.training and learn.opt.param_groups[0]['lr'] == .1
 
 
+class Carrier(nn.Module):
+    "Hands its input on, and has a buffer"
+    def __init__(self, buffer):
+        super().__init__()
+        self.register_buffer('b', buffer)
+    def forward(self, x): return x
+
+class Counts(nn.Linear):
+    "Saves more than tensors: PyTorch calls that extra state"
+    def __init__(self):
+        super().__init__(6, 6)
+        self.seen = {'batches': 0}
+    def get_extra_state(self): return self.seen
+    def set_extra_state(self, state): self.seen = state
+    def forward(self, x):
+        self.seen['batches'] += 1
+        return super().forward(x)
+
+class Grows(nn.Module):
+    "Makes a layer in its first forward"
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(6, 6)
+    def forward(self, x):
+        if not hasattr(self, 'more'): self.more = nn.Linear(6, 6)
+        return self.lin(x)
+
+class Mapped(nn.Linear):
+    "Its register of parameters is a mapping, and no dict"
+    def __init__(self):
+        super().__init__(6, 6)
+        vars(self)['_parameters'] = UserDict(self._parameters)
+
+PARTS = {'nested': lambda: Carrier(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+         'conjugate': lambda: Carrier(torch.tensor([1+2j]).conj()), 'sparse': lambda: Carrier(torch.eye(2).to_sparse()),
+         'quantised': lambda: Carrier(torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.qint8)),
+         'extra state': Counts, 'grows': Grows, 'mapped': Mapped}
+
+@pytest.mark.filterwarnings('ignore')   # of PyTorch, about its own kinds of tensors
+@pytest.mark.parametrize('part', PARTS)
+def test_odd_modules_and_tensors(part):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), PARTS[part](), nn.Linear(6, 3))
+    dl = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))]*5
+    learn = Learner(model, optim.SGD(model.parameters(), lr=.1), F.cross_entropy, SimpleNamespace(train_dl=dl))
+    names, before = [k for k, _ in model.named_modules()], [p.detach().clone() for p in model.parameters()]
+    counted = copy.deepcopy(getattr(model[1], 'seen', None))
+    snap = Snapshot(learn)
+    for _ in range(2):   # the second restore finds what the first one did
+        sweep(learn)
+        snap.restore()
+        assert [k for k, _ in model.named_modules()] == names and getattr(model[1], 'seen', None) == counted
+        exact([p.detach() for p in model.parameters()], before)
+        assert learn.opt.param_groups[0]['lr'] == .1
+
+new_lazy = pytest.mark.filterwarnings('ignore:Lazy modules are a new feature:UserWarning')   # in PyTorch 2.1
+
+@new_lazy
+@pytest.mark.parametrize('make_lazy', [lambda: nn.LazyLinear(3), lambda: nn.LazyBatchNorm1d(),
+                                       lambda: nn.LazyBatchNorm1d(affine=False)])
+def test_layers_that_have_no_size_yet(make_lazy):
+    "A batch gives them weights, which couldn't be taken away again: said before the first one"
+    model = nn.Sequential(nn.Linear(6, 3), nn.Sequential(make_lazy()))
+    learn = Learner(model, optim.SGD(model.parameters(), lr=.1), F.cross_entropy, SimpleNamespace(train_dl=[]))
+    with pytest.raises(ValueError, match=r'1\.0\.(weight|running_mean) has no size before the first batch.* call model\(xb\)'):
+        Snapshot(learn)
+    model(torch.randn(4, 6))
+    Snapshot(learn).restore()
+
+def test_a_rate_that_is_a_tensor_stays_that_tensor(odd):
+    "Somebody may hold it, as PyTorch's schedulers do"
+    rate = torch.tensor(.1)
+    odd.opt = optim.SGD(odd.model.parameters(), lr=rate)
+    snap = Snapshot(odd)
+    rate.fill_(7.)
+    odd.opt.param_groups[0]['lr'] = 3.
+    snap.restore()
+    assert odd.opt.param_groups[0]['lr'] is rate and rate == torch.tensor(.1)
+
+
 # ---------------------------------------------------------------- snapshot: modes, buffers, random states
 
 @pytest.mark.parametrize('error', [None, ValueError, KeyboardInterrupt])
@@ -517,6 +598,7 @@ def test_a_buffer_that_became_part_of_a_graph():
     with snapshot(m): m.running_mean.mul_(w)
     assert m.running_mean.is_leaf and not m.running_mean.requires_grad and (m.running_mean == 0).all()
 
+@new_lazy
 def test_lazy_layers_are_left_alone():
     m = nn.Sequential(nn.LazyLinear(3), nn.Dropout())
     with snapshot(m, params=True): m.eval()

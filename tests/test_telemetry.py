@@ -604,3 +604,25 @@ def test_a_network_in_training_equals_a_manual_forward():
     assert_close(t.stats, torch.stack(want, 2).detach(), rtol=1e-5, atol=1e-6)
     assert t.hists.sum(1).tolist() == [[360]*4]*4 + [[50]*4]
     assert t.asked == set(range(5))
+
+
+@pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors', 'ignore:Sparse CSR', 'ignore:.*quantiz', 'ignore:torch.ao')
+@pytest.mark.parametrize('make', [
+    lambda x: x.to_sparse(), lambda x: x.to_sparse_csr(), lambda x: torch.nested.as_nested_tensor([x[:1], x[1:]]), torch.fft.fft,
+    lambda x: torch.quantize_per_tensor(x, .1, 0, torch.quint8), lambda x: x.to_mkldnn(),
+    lambda x: x.to(torch.float8_e4m3fn), lambda x: x[:0]])
+def test_what_cant_be_measured_is_passed_over(make):
+    x = torch.randn(4, 3)
+    t, plain = Telemetry(['a', 'b']), Telemetry(['a', 'b'])
+    for _ in range(2):
+        for i in (0, 1): t.add(i, x); plain.add(i, x)
+        t.add(1, make(x)); t.step(); plain.step()
+    assert_close(t.stats, plain.stats, rtol=0, atol=0); assert_close(t.hists, plain.hists)
+    assert_close(t.dead_channels, plain.dead_channels)
+
+
+@pytest.mark.parametrize('x', [torch.tensor([[True, False], [False, False]]), torch.tensor([[3, 0], [0, -5]]), torch.zeros(3, 4).t()[1:]])
+def test_whole_numbers_and_odd_strides_are_measured(x):
+    t = Telemetry(['a'])
+    t.add(0, x); t.step()
+    assert_close(t.stats[:, 0, 0], torch.stack([x.float().mean(), x.float().std()])); assert t.hists.sum() == x.numel()
