@@ -8,6 +8,7 @@ p the cause, but another place or time      x another cause than the right one
 - missed      . silent where that is right too      ! a false alarm"""
 import argparse
 import importlib.util
+import platform
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,26 +20,15 @@ sys.path.insert(0, str(root/'tests'))
 
 import zoo  # noqa: E402
 
-# what the kinds of findings were called before they were causes
-BEFORE = {'rate too high': {'exploding', 'dead'}, 'rate too low': {'vanishing'}, 'dead': {'dead'},
-          'scale': {'exploding', 'vanishing', 'saturated'}, 'saturated': {'saturated'},
-          'no gradient': {'no gradient'}, 'frozen': {'no gradient'}, 'not finite': {'exploding'}}
-
-
 def findings(d, n=3):
     "(kind, place, since) of the first few lines"
-    def one(o):
-        if hasattr(o, 'kind'): return o.kind, o.first, o.since
-        return o.illness, o.name.split(' ', 1)[-1], o.since
-    return [one(o) for o in list(d)[:n]]
+    return [(o.kind, o.first, o.since) for o in list(d)[:n]]
 
 
-def sign(found, right, old):
+def sign(found, right):
     if not right.cause: return '!' if found else '+'
     if not found: return '.' if right.may else '-'
-    causes = right.cause.split(' or ')
-    kinds = {k for c in causes for k in BEFORE.get(c, ())} if old else {*causes}
-    hits = [o for o in found if o[0] in kinds]
+    hits = [o for o in found if o[0] in right.cause.split(' or ')]
     if not hits: return 'x'
     def place(name): return not right.places or any((name + '.').startswith(p + '.') for p in right.places)
     return '+' if any(place(p) and abs(s - right.since) <= 3 for _, p, s in hits) else 'p'
@@ -64,16 +54,18 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(1)
     from minifast.hook_callbacks import ActivationStats
-    watch, old = lambda: ActivationStats(grads=True), True
+    watch = ActivationStats
     if args.watch:
         path, name = args.watch.split(':')
         spec = importlib.util.spec_from_file_location('watch', path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        watch, old = getattr(module, name), False
+        watch = getattr(module, name)
     nets = zoo.APART if args.apart else zoo.NETS
     nets = {k: v for k, v in nets.items() if not args.nets or k in args.nets.split(',')}
     ills, total = args.ills.split(','), {}
+    print(f'torch {torch.__version__}, cpu ({platform.machine()}), 1 thread, n = {args.seeds} seeds, '
+          '48 batches of 16\n')
     print(f"{'':<16}" + ' '.join(f'{o[:8]:<8}' for o in ills))
     for name, net in nets.items():
         cells = []
@@ -85,7 +77,7 @@ def main():
                         got = run(net, seed, opt, rate, '' if ill == 'healthy' else ill, watch)
                         if got is None: continue
                         d, right = got
-                        s = sign(findings(d), right, old)
+                        s = sign(findings(d), right)
                         cell += s
                         if not args.verbose or s in '+.': continue
                         print(f'  {s} {name}, {ill}, {opt} {rate}, seed {seed}: {right}\n{d}', flush=True)

@@ -470,7 +470,8 @@ def all_over_10(t): scale(t.learn.model, .1); return Verdict('scale', may=True)
 def frozen(t):
     if t.net.layer == 'rnn' and not isinstance(t.learn.model.emb, nn.Embedding): return None   # the first layer
     module(t, t.net.layer).requires_grad_(False)
-    return Verdict('frozen', (t.net.layer,))
+    table = isinstance(module(t, t.net.layer), nn.Embedding)   # nothing lies before it: on purpose, maybe
+    return Verdict('frozen', (t.net.layer,), may=table)
 def left_out(t):
     if frozen(t) is None: return None
     own = set(module(t, t.net.layer).requires_grad_(True).parameters())
