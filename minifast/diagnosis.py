@@ -259,9 +259,10 @@ def _no_gradient(t, lim):
     "None comes back to a layer, though later ones learn; or nothing but zeros"
     none,zero = {},{}
     learn = [n for n in t.order if any(not w.why for w in t.of(n))]
+    looked = {it for it,_,_ in t.watch.flows}
     for n in learn:
         grad = t.grad[[i for i in t.numbers(n) if not t.weights[i].why]]
-        called = torch.tensor([it in t.flow[n][0] for it in t.its])
+        called = torch.tensor([it in t.flow[n][0] or it not in looked for it in t.its])
         none[n] = _since(t.its, grad.isnan().all(0) & called, lim.hold)
         zero[n] = _since(t.its, (grad == 0).all(0), lim.long)
     cut = [n for n in learn if none[n] is not None]

@@ -159,7 +159,7 @@ class ActivationStats(HookCallback):
         self.outputs = new(self.near, floors=floors)
         self.valid = new(self.near, floors=floors) if self.wants_valid else None
         self.grads = new(None) if self.wants_grads else None
-        self.watch = Watch(self.model, self.run.opt)
+        self.watch = Watch(self.model, self.run.opt, look=3)   # which is cheaper
     def begin_batch(self): self.watch.noting = self.run.in_train and self.outputs.recording
     def after_backward(self): self.watch.before_step()
     def after_step(self): self.watch.after_step()

@@ -562,9 +562,11 @@ class Watch:
     def __init__(self,
         model:nn.Module, # gets hooks, which `remove()` or the end of `with` takes away
         opt:object, # call `before_step` and `after_step` around its step, then `end`
+        look:int=1, # from the tenth on, look at the layers in each so many batches
     ):
         self.model,self.opt,self.it = model,opt,0
-        self.noting,self._every = True,1   # False leaves batches out
+        self.noting = True   # False leaves batches out
+        self.look,self._noted,self._every = look,0,1
         self.flows,self.steps = [],[]   # rows of what has been noted
         self.weights,self._params = [],None
         self._calls,self._old = [],None
@@ -579,7 +581,8 @@ class Watch:
     @torch.no_grad()
     def _note(self, hook, m, inp, outp):
         x,y = first_tensor(inp),first_tensor(outp)
-        if not self.noting or not _measurable(y): return
+        late = self._noted > 9 and self._noted % self.look
+        if not self.noting or late or not _measurable(y): return
         name,(before,gave) = self._names[m],self._last
         if gave is x and x is not None: self.into[before] = name
         self._last = name,y
@@ -612,6 +615,7 @@ class Watch:
             self.flows.append((self.it, names, _stack(flows)))
         self._calls,self._last,self._old = [],(None, None),None
         self.it += 1
+        self._noted += self.noting
         if every == self._every: return
         self._every = every
         self.flows = [o for o in self.flows if o[0] % every == 0]
