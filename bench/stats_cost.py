@@ -1,4 +1,4 @@
-"""What `ActivationStats` costs on a vision transformer, a ConvNeXt and a ResNet-18, at batches of 16 of 64 by 64.
+"""What `ActivationStats` costs on a vision transformer, a ConvNeXt and a ResNet-18, 16 pictures of 64 by 64.
 
     python bench/stats_cost.py [--rounds 5] [--nets vit,convnext,resnet18]
 
@@ -33,12 +33,13 @@ def vit():
 def convnext():
     def stage(n, depth): return [zoo.NextBlock(n) for _ in range(depth)]
     return nn.Sequential(
-        nn.Conv2d(3, 24, 4, 4), zoo.Norm2d(24), *stage(24, 2), zoo.Norm2d(24), nn.Conv2d(24, 48, 2, 2), *stage(48, 2),
-        zoo.Norm2d(48), nn.Conv2d(48, 96, 2, 2), *stage(96, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 24, 4, 4), zoo.Norm2d(24), *stage(24, 2), zoo.Norm2d(24),
+        nn.Conv2d(24, 48, 2, 2), *stage(48, 2), zoo.Norm2d(48), nn.Conv2d(48, 96, 2, 2), *stage(96, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.LayerNorm(96), nn.Linear(96, 10))
 
 def resnet18():
-    sizes = [(32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
+    sizes = [(32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1),
+             (128, 256, 2), (256, 256, 1)]
     blocks = [zoo.Residual(*o) for o in sizes]
     return nn.Sequential(zoo.conv(3, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU(inplace=True), *blocks,
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
@@ -73,7 +74,8 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
-    print(f'torch {torch.__version__}, cpu ({platform.machine()}), 1 thread, n = {args.rounds} rounds of 40 batches\n')
+    cpu = f'cpu ({platform.machine()}), 1 thread'
+    print(f'torch {torch.__version__}, {cpu}, n = {args.rounds} rounds of 40 batches\n')
     print(f"{'':<10}" + ''.join(f'{k:>16}' for k in WAYS))
     for name in args.nets.split(','):
         times = measure(NETS[name], args.rounds)

@@ -557,6 +557,11 @@ def _stack(ts):
     to = next((t.device for t in ts if not t.is_cpu), 'cpu')
     return torch.stack([t.to(to, torch.float32) for t in ts])
 
+def _tells(m):
+    "Is `m` worth a look: has it weights, or can it die or saturate?"
+    own = next(m.parameters(recurse=False), None) is not None
+    return own or _floor(m) is not None or _kind(m) in ('norm', 'Tanh')
+
 class Watch:
     "What passes through each layer of `model`, and what each step of `opt` does to its weights"
     def __init__(self,
@@ -572,12 +577,9 @@ class Watch:
         self._calls,self._old = [],None
         self.into,self._last = {},(None, None)   # layer -> the next one, if it takes its output
         named = {m: name_of(n) for n,m in model.named_modules() if calls_hooks(m)}
-        self._names = {m: n or _ITSELF for m,n in named.items() if self._tells(m)}
+        self._names = {m: n or _ITSELF for m,n in named.items() if _tells(m)}
         self.kinds = {n: _kind(m) for m,n in self._names.items()}   # layer -> what it is
         self.hooks = Hooks(list(self._names), self._note, called_as='note')
-    def _tells(self, m):
-        own = next(m.parameters(recurse=False), None) is not None
-        return own or _floor(m) is not None or _kind(m) in ('norm', 'Tanh')
     @torch.no_grad()
     def _note(self, hook, m, inp, outp):
         x,y = first_tensor(inp),first_tensor(outp)
