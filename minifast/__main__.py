@@ -169,7 +169,7 @@ def draw(run, out, title, found):
     fig, axs = get_grid(2, ncols=2, title=title)
     run.recorder.plot_loss(ax=axs[0])
     run.recorder.plot_lr(ax=axs[1])
-    what = f'{len(found)} of {len(run.activation_stats.dead)} layers look ill'
+    what = ', '.join(o.kind for o in found) or 'no layer looks ill'
     for path, fig in ((losses, fig), (layers, run.activation_stats.plot(what)[0].figure)):
         picture = io.BytesIO()
         fig.savefig(picture, dpi=120, format=path.suffix[1:].lower())

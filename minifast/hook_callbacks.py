@@ -18,7 +18,7 @@ from .diagnosis import Diagnosis, diagnose, plot_telemetry
 from .hooks import (Hook, Hooks, calls_hooks, children, first_tensor, floor_of,
                             in_backward, name_of, unmeasurable)
 from .summary import model_sizes, model_summary, units
-from .telemetry import Telemetry
+from .telemetry import Telemetry, Watch
 
 _all_ = ['model_sizes', 'model_summary']   # of lesson 06ac: fastai has them here
 
@@ -121,6 +121,14 @@ def _say_odd(odd, outputs, valid):
     if left: warnings.warn(f'ActivationStats has no numbers of {", ".join(left)}: '
                            'it measures plain dense tensors of floats')
 
+_TABLES = 'stats', 'hists', 'ranges', 'iters', 'dead', 'near_zero', 'dead_channels'
+def _of_outputs(k): return property(lambda self: getattr(self.record(), k))
+
+def _nothing(of, fitted):
+    "A ValueError for a record that isn't there"
+    todo = f'make it with {of}=True' if fitted else 'call run.fit(epochs, learn) first'
+    return ValueError(f'ActivationStats has no {of} to read: {todo}')
+
 class ActivationStats(HookCallback):
     "`hook`, `after_batch`: notes what each module gives in `outputs`; `after_epoch`: fetches it"
     recomputed = True   # its gradients come from there
@@ -134,13 +142,14 @@ class ActivationStats(HookCallback):
         keep:int=None, # batches at most: when full, each second goes, `every` doubles
         valid:bool=False, # note validation too, apart, in `valid`?
         grads:bool=False, # note the gradients of the outputs too, in `grads`?
+        sample:int=4096, # histograms and shares of about so many values an output; None: of all
         do_remove:bool=True, # as for `HookCallback`
     ):
         super().__init__(modules, do_remove)
         self.near,self.wants_valid,self.wants_grads = near,valid,grads
-        self.settings = dict(bins=bins, rng=rng, hists=hists, every=every, keep=keep)
+        self.settings = dict(bins=bins, rng=rng, hists=hists, every=every, keep=keep, sample=sample)
         Telemetry([], near=near, **self.settings)       # what is wrong is said now
-        self.outputs = self.valid = self.grads = None   # from the first fit on each a Telemetry
+        self.outputs = self.valid = self.grads = self.watch = None   # each fit makes them
     def begin_fit(self):
         super().begin_fit()
         self.at,self.odd = {m: i for i,m in enumerate(self.watched)},{}
@@ -150,45 +159,43 @@ class ActivationStats(HookCallback):
         self.outputs = new(self.near, floors=floors)
         self.valid = new(self.near, floors=floors) if self.wants_valid else None
         self.grads = new(None) if self.wants_grads else None
+        self.watch = Watch(self.model, self.run.opt, look=3)   # which is cheaper
+    def begin_batch(self): self.watch.noting = self.run.in_train and self.outputs.recording
+    def after_backward(self): self.watch.before_step()
+    def after_step(self): self.watch.after_step()
     def hook(self, m, inp, outp):
         "Note the first tensor that `m` gave, and see to it that its gradient will be noted"
         t = self.outputs if self.run.in_train else self.valid
         i,x = self.at[m],first_tensor(outp)
-        if t is None: return
-        if what := _odd(x): self.odd[i] = what
-        if what: return
+        what = _odd(x)
+        if what and t is not None: self.odd[i] = what
+        if what or t is None: return
         if not in_backward(): t.add(i, x)
-        wanted = self.grads is not None and t is self.outputs
-        if wanted and x.requires_grad and t.recording:
-            t.asked.add(i)
-            x.register_hook(partial(self.grads.add, i))
+        if self.grads is None or t is self.valid or not (x.requires_grad and t.recording): return
+        t.asked.add(i)
+        x.register_hook(partial(self.grads.add, i))
     def after_batch(self):
         for t in (self.outputs, self.grads) if self.run.in_train else (self.valid,):
             if t is not None: t.step()
+        if self.run.in_train: self.watch.end(self.outputs.every)
     def after_epoch(self):
         for t in (self.outputs, self.grads, self.valid):
             if t is not None: t.end()   # the one transfer
+        if self.watch: self.watch.fetch()
     def after_fit(self):
         super().after_fit()
         self.after_epoch()
         if self.outputs is not None: _say_odd(self.odd, self.outputs, self.valid)
+    def remove(self):
+        super().remove()
+        if self.watch: self.watch.remove()
     def record(self,
         of:str='outputs', # or 'valid', 'grads'
     )->Telemetry: # of the last fit
         "What was noted; a ValueError if nothing was"
-        t = getattr(self, of)
-        if t is not None: return t
-        todo = f'make it with {of}=True'
-        if self.outputs is None: todo = 'call run.fit(epochs, learn) first'
-        raise ValueError(f'ActivationStats has no {of} to read: {todo}')
-    # what follows is of `outputs`
-    stats         = property(lambda self: self.record().stats)
-    hists         = property(lambda self: self.record().hists)
-    ranges        = property(lambda self: self.record().ranges)
-    iters         = property(lambda self: self.record().iters)
-    dead          = property(lambda self: self.record().dead)
-    near_zero     = property(lambda self: self.record().near_zero)
-    dead_channels = property(lambda self: self.record().dead_channels)
+        if getattr(self, of) is None: raise _nothing(of, self.outputs is not None)
+        return getattr(self, of)
+    stats,hists,ranges,iters,dead,near_zero,dead_channels = map(_of_outputs, _TABLES)
     def plot(self,
         title:str='', # the finding, in a few words
         of:str='outputs', # or 'valid', 'grads'
@@ -197,7 +204,8 @@ class ActivationStats(HookCallback):
         "Means, standard deviations, dead and near-zero shares of all modules, histograms of some"
         return plot_telemetry(self.record(of), title, layers)
     def diagnose(self,
-        **thresholds, # as `minifast.diagnosis.diagnose` takes them
+        **limits, # in place of those of `minifast.diagnosis.Limits`
     )->Diagnosis: # empty where all is well
-        "Which layers look ill, since when, and which lessons mend them"
-        return diagnose(self.record(), self.grads, **thresholds)
+        "What is ill, since when, where it began, and what mends it"
+        self.record()   # if there is one
+        return diagnose(self.watch, **limits)

@@ -606,7 +606,7 @@ def test_the_dead_share_of_a_layer_that_is_dead(act, dead):
     learn, run = make(ActivationStats(), model=m)
     run.fit(1, learn)
     assert run.activation_stats.dead[1].tolist() == [dead]*5
-    assert ('dead' in {o.illness for o in run.activation_stats.diagnose()}) == bool(dead)
+    assert ('dead' in {o.kind for o in run.activation_stats.diagnose()}) == bool(dead)
 
 
 def test_the_dead_share_by_channel():
@@ -632,7 +632,7 @@ def test_dropout_is_no_death():
     learn, run = make(ActivationStats(), model=m)
     run.fit(1, learn)
     assert run.activation_stats.dead[1].tolist() == [0]*5
-    assert 'dead' not in {o.illness for o in run.activation_stats.diagnose()}
+    assert 'dead' not in {o.kind for o in run.activation_stats.diagnose()}
 
 
 def test_every_and_keep():
@@ -686,7 +686,7 @@ def test_odd_outputs():
     seen = {n: bool(v) for n, v in zip(names, s.stats[0].isfinite().all(1))}
     assert seen == dict(lstm=True, idle=False, twice=True, dict=True, whole=False, none=False, head=True)
     assert s.hists[names.index('twice')].sum(0).tolist() == [2*BS*4]*5
-    assert [o.name for o in s.diagnose()] == []
+    assert not s.diagnose() and s.diagnose().idle == ['idle']
 
 
 def test_each_fit_begins_a_new_record():
@@ -785,7 +785,7 @@ def test_a_part_that_gets_no_gradient_is():
     learn, run = make(ActivationStats(grads=True), model=m)
     run.fit(1, learn)
     d = run.activation_stats.diagnose()
-    assert [(o.name, o.illness) for o in d] == [('Linear 0', 'no gradient')]
+    assert [(o.first, o.kind) for o in d] == [('0', 'no gradient')]
 
 
 def test_thresholds_are_passed_on():
