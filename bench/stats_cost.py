@@ -34,7 +34,9 @@ def convnext():
     def stage(n, depth): return [zoo.NextBlock(n) for _ in range(depth)]
     return nn.Sequential(
         nn.Conv2d(3, 24, 4, 4), zoo.Norm2d(24), *stage(24, 2), zoo.Norm2d(24),
-        nn.Conv2d(24, 48, 2, 2), *stage(48, 2), zoo.Norm2d(48), nn.Conv2d(48, 96, 2, 2), *stage(96, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(24, 48, 2, 2), *stage(48, 2), zoo.Norm2d(48),
+        nn.Conv2d(48, 96, 2, 2), *stage(96, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.LayerNorm(96), nn.Linear(96, 10))
 
 def resnet18():

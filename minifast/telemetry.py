@@ -570,8 +570,7 @@ class Watch:
         look:int=1, # from the tenth on, look at the layers in each so many batches
     ):
         self.model,self.opt,self.it = model,opt,0
-        self.noting = True   # False leaves batches out
-        self.look,self._noted,self._every = look,0,1
+        self.noting,self.look,self._noted,self._every = True,look,0,1   # `noting`: this batch?
         self.flows,self.steps = [],[]   # rows of what has been noted
         self.weights,self._params = [],None
         self._calls,self._old = [],None
@@ -584,7 +583,7 @@ class Watch:
     def _note(self, hook, m, inp, outp):
         x,y = first_tensor(inp),first_tensor(outp)
         late = self._noted > 9 and self._noted % self.look
-        if not self.noting or late or not _measurable(y): return
+        if late or not (self.noting and _measurable(y)): return
         name,(before,gave) = self._names[m],self._last
         if gave is x and x is not None: self.into[before] = name
         self._last = name,y
