@@ -131,7 +131,7 @@ def _nothing(of, fitted):
 
 class ActivationStats(HookCallback):
     "`hook`, `after_batch`: notes what each module gives in `outputs`; `after_epoch`: fetches it"
-    recomputed = True   # its gradients come from there
+    recomputed = needs_fit = True   # gradients come from there; a batch means nothing outside
     def __init__(self,
         modules:object=None, # as for `HookCallback`: None watches all innermost modules
         bins:int=40, # of the histograms, 4 to 256
