@@ -121,8 +121,12 @@ def _thin(x, sample):
     "`x`, or evenly about `sample` of its values, as many of each channel"
     if sample is None or x.numel() < 2*sample: return x
     x,k = x.view(*x.shape[:2], -1),x.numel()//sample
-    m = min(k, x.shape[2])
-    return x[::max(1, k//m),:,::m].contiguous()
+    n,p = x.shape[0],x.shape[2]
+    m = min(k, p)   # every m-th place, beginning elsewhere in each item: a picture has corners
+    items = torch.arange(0, n, max(1, k//m), device=x.device)
+    begin = (torch.arange(len(items), device=x.device)*.618 % 1*m).long()
+    places = (begin[:,None] + torch.arange(0, p, m, device=x.device)) % p
+    return x[items[:,None],:,places].transpose(1, 2).contiguous()
 
 def _scaled(o, by): return (o*by).round().long() if torch.is_tensor(o) else o
 
@@ -509,8 +513,9 @@ class Flow(NamedTuple):
 
 def _sample(x, n=2048):
     "At most about `n` of the numbers in `x`, evenly"
-    x = x.reshape(-1) if x.numel() <= n else x.flatten()[::x.numel()//n]
-    return x.float()
+    k = max(1, x.numel()//n)
+    while math.gcd(k, x.numel()) > 1: k -= 1   # or it would meet the same places of all pictures
+    return x.flatten()[::k].float()
 
 def _came(x):
     "(came, spread) of up to 16 items"

@@ -626,3 +626,16 @@ def test_whole_numbers_and_odd_strides_are_measured(x):
     t = Telemetry(['a'])
     t.add(0, x); t.step()
     assert_close(t.stats[:, 0, 0], torch.stack([x.float().mean(), x.float().std()])); assert t.hists.sum() == x.numel()
+
+
+@pytest.mark.parametrize('shape', [(256, 8, 14, 14), (256, 16, 7, 7), (64, 3, 32, 32)])
+def test_a_sample_is_of_all_places(shape):
+    "Pictures whose border is always 0, as digits have it: every place counts as often as the others"
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[:,:,:2] = 0
+    exact_, sampled = Telemetry(['a']), Telemetry(['a'], sample=4096)
+    for t in (exact_, sampled):
+        t.add(0, x)
+        t.step()
+    torch.testing.assert_close(sampled.stats, exact_.stats)
+    assert abs(sampled.dead[0,0] - exact_.dead[0,0]) < .03 and abs(exact_.dead[0,0] - 2/shape[2]) < 1e-3
