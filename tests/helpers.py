@@ -1,8 +1,10 @@
 "What several test files use: `from helpers import …`; what one file needs stands in that file"
 import copy
 import io
+import json
 import pickle
 import random
+import re
 from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import minifast.all
 from minifast.callback import Callback
 from minifast.cnn import BatchTransformXCallback
 from minifast.core import set_seed
@@ -25,6 +28,19 @@ ini = ConfigParser(delimiters=['='])
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device on this machine')
+
+
+# --- the small version of a lesson
+
+def small(lesson, name, **given):
+    "What the one cell of `lesson` that defines `name` makes of it, with the names of minifast.all and `given`"
+    cells = json.loads((root/'nbs'/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']
+    found = [src for c in cells if c['cell_type'] == 'code'
+             and re.search(rf'^(?:class|def) {name}\b', src := ''.join(c['source']), re.M)]
+    assert len(found) == 1 and '#| export' not in found[0], f'{lesson} has {len(found)} small cells for {name}'
+    names = {**vars(minifast.all), **given}
+    exec(found[0], names)
+    return names[name]
 
 
 # --- equal to the last bit, copies, random states
