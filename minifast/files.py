@@ -35,7 +35,8 @@ def mnist_folder(
     "The first digits of MNIST as JPEG files of 28x28 grey pixels, the same bytes each time"
     dest,wanted = Path(dest).expanduser(),dict(train=n_train, valid=n_valid)
     for part,n,top in (('train', n_train, 50_000), ('valid', n_valid, 10_000)):
-        if not 10 <= n <= top: raise ValueError(f'n_{part} must be from 10 to {top:,}, got {n}')
+        if not 10 <= n <= top:
+            raise ValueError(f'n_{part} must be from 10 to {top:,}, got {n}')
     if dest.exists():
         there = {k: len([*(dest/k).glob('[0-9]/*.jpg')]) for k in wanted}
         if there == wanted: return dest
@@ -61,7 +62,8 @@ def get_files(
     path,wanted = Path(path),tuple(o.lower() for o in listify(extensions))
     inside,found = path.resolve(),[]
     for top in [path/o for o in listify(folders)] or [path]:
-        if not top.is_dir(): raise NotADirectoryError(f'{top} is not a folder: give one that is')
+        if not top.is_dir():
+            raise NotADirectoryError(f'{top} is not a folder: give one that is')
         for at,dirs,names in os.walk(top, onerror=_unreadable):
             dirs[:] = [o for o in dirs if o[0] != '.' and recurse]   # walk goes into these
             files = [Path(at)/o for o in names if o[0] != '.']
