@@ -15,6 +15,7 @@ from .plot import *
 from .losses import *
 from .data import *
 from .learner import *
+from .files import *
 from .callback import *
 from .loop import *
 from .runner import *
