@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import make_callback as make
-from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException, CancelEpochException,
-                               CancelTrainException, add_note, callable_name, check_events, describe, listens)
+from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
+                               CancelTrainException, add_note, callable_name, describe, listens)
 from minifast.core import ListContainer
-from minifast.loop import TrainingLoop
-from minifast.runner import Runner
+from minifast.loop import CallbackList, check_events
+from minifast.runner import Runner, TrainingLoop
 
 CANCELS = CancelBatchException, CancelEpochException, CancelTrainException
 MAY_SKIP = 'begin_epoch', 'begin_validate'

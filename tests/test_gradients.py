@@ -16,7 +16,6 @@ from minifast.core import set_seed
 from minifast.data import DataBunch
 from minifast.gradients import GradientAccumulation, GradientClip, MixedPrecision
 from minifast.learner import Learner
-from minifast.loop import TrainingLoop
 from minifast.runner import AvgStatsCallback, Runner
 from minifast.sched import LR_Find, ParamScheduler, Recorder, sched_lin
 
