@@ -142,8 +142,7 @@ _TIMES = 20   # an archive of pictures unpacks to about its own size: this often
 def _look_at(f, tar, dest):
     "A ValueError for the first member of `tar` that mustn't be unpacked into `dest`"
     if not hasattr(tarfile, 'data_filter'): raise RuntimeError(
-        f'{sys.version.split()[0]} unpacks without checks: Python 3.10.12, 3.11.4, 3.12 or newer '
-        'have them')
+        f'Python {sys.version.split()[0]} unpacks without checks: take 3.10.12, 3.11.4 or newer')
     total,most = 0,max(_TIMES*f.stat().st_size, 2**20)
     for m in tar:
         if m.name.startswith('/') or PureWindowsPath(m.name).anchor: raise ValueError(
@@ -199,7 +198,7 @@ def untar_data(
     archive:Archive, # one of `URLs`, or your own: its address, bytes and SHA-256
     dest:str=None, # where the archive and its folder go; None: the folder .minifast in your home
 )->Path: # the folder
-    "Download, check and unpack `archive`, unless its folder is there; it appears whole or not at all"
+    "Download, check and unpack `archive`, unless its folder is there; it comes whole or not"
     if not isinstance(archive, Archive): raise TypeError(
         f'got {archive!r}, but an archive has to be known beforehand: give one of URLs, or '
         'Archive(url, size, sha256)')
