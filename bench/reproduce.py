@@ -33,7 +33,8 @@ from minifast.hooks import Hooks, children
 from minifast.init import init_cnn
 from minifast.losses import accuracy
 from minifast.lsuv import get_batch
-from minifast.norm import BatchNorm, InstanceNorm, LayerNorm
+from minifast.norm import BatchNorm
+from minifast.norms import InstanceNorm, LayerNorm
 from minifast.plot import COLORS, get_grid
 from minifast.runner import AvgStatsCallback
 from minifast.sched import ParamScheduler, combine_scheds, sched_cos, sched_lin
