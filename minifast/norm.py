@@ -32,22 +32,25 @@ class BatchNorm(nn.Module):
         check_channels(self, x)
         stored = self.running_mean,self.running_var,self.weight,self.bias
         mean,var,weight,bias = by_channel(x, *stored)
-        if not (self.training and x.numel()):
-            return standardise(x, mean, var, weight, bias, self.eps, shares=None)
+        shares = None   # of this batch in mean and var: none, they are constants
+        if self.training and x.numel():
+            mean,var = self._track(x)
+            shares = 1.,1.
+        return standardise(x, mean, var, weight, bias, self.eps, shares)
+    def _track(self, x):
+        "Mean and variance of this batch, which the averages take in"
         n = x.numel()//self.nf
         if n == 1: raise ValueError(
             f'{self} got {tuple(x.shape)}: one number a channel is its own mean, so all would '
             'become 0: give more samples or pixels, or call eval()')
         check_noting(self)
         mean,var = mean_var(x, [0, *range(2, x.dim())])
-        self._track(mean, var*(n/(n-1)))
-        return standardise(x, mean, var, weight, bias, self.eps)
-    def _track(self, mean, var):
         self.num_batches_tracked.add_(1)
-        for old,new in ((self.running_mean, mean), (self.running_var, var)):
+        for old,new in ((self.running_mean, mean), (self.running_var, var*n/(n-1))):
             mom = self.mom
             if mom is None: mom = self.num_batches_tracked.to(old.dtype).reciprocal()
             old.lerp_(new.flatten().to(old.dtype), mom)
+        return mean,var
     def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
 
 # %% ../nbs/07_batchnorm.ipynb #c59e287d
