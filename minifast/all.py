@@ -29,5 +29,7 @@ from .diagnosis import *
 from .summary import *
 from .hook_callbacks import *
 from .init import *
+from .norm_backward import *
 from .norm import *
+from .norms import *
 from .lsuv import *
