@@ -22,6 +22,7 @@ from .runner import *
 from .sweep import *
 from .sched import *
 from .gradients import *
+from .safe_hooks import *
 from .cnn import *
 from .hooks import *
 from .telemetry import *
