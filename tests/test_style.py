@@ -338,8 +338,9 @@ def function_length(mods, nbs):
     if p90 > 10: yield f'one function in ten has {p90} lines or more (10 at most)'
 
 def counted(nb):
-    "Words of a lesson's text: tables too, but no code blocks and no addresses of links"
-    prose = re.sub(r'```.*?```', '', nb.prose, flags=re.S)
+    "Words of a lesson's text: tables too, but no exercises, code blocks and addresses of links"
+    prose = re.sub(r'^## Exercises\n.*?(?=^## |\Z)', '', nb.prose, flags=re.S | re.M)
+    prose = re.sub(r'```.*?```', '', prose, flags=re.S)
     prose = re.sub(r'\[?!\[[^\]]*\]\([^)]*\)(\]\([^)]*\))?', '', prose)
     prose = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', prose)
     return sum(bool(re.search(r'\w', w)) for w in prose.split())
