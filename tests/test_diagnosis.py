@@ -100,7 +100,6 @@ def told(d): return [(o.kind, o.since, o.first) for o in d]
 
 def bias(i, v): return lambda net: net[i].bias.data.fill_(v)
 
-@pytest.mark.parametrize('at', [0, 7])
 def small_one(net, opt, at=None, n=20):
     "(what the lesson's small diagnosis finds, what it noted, a Watch of the same steps)"
     step, find = (small('06ab_diagnosis', k, torch=torch) for k in ('small_step', 'small_diagnose'))
@@ -132,6 +131,7 @@ def test_the_small_one_sees_a_rate_too_low_and_none_too_high():
     assert small_one(net := mlp(), optim.SGD(net.parameters(), lr=1e-7))[0] == [('all layers', 0)]
     assert small_one(net := mlp(), optim.SGD(net.parameters(), lr=20.))[0] in ([], [('all layers', 1)])
 
+@pytest.mark.parametrize('at', [0, 7])
 def test_dead_units_are_the_cause_and_the_rest_its_consequence(at):
     d = diagnose(train(mlp(), at={at: bias(2, -100.)}))
     assert told(d) == [('dead', at, '2')] and ('3', 'dead', at) in d.rows
