@@ -16,7 +16,7 @@ from .callback import Callback
 from .core import listify, map_leaves
 from .diagnosis import Diagnosis, diagnose, plot_telemetry
 from .hooks import (Hook, Hooks, calls_hooks, children, first_tensor, floor_of,
-                            in_backward, name_of, unmeasurable)
+                            in_backward, names_of, unmeasurable)
 from .summary import model_sizes, model_summary, units
 from .telemetry import Telemetry, Watch
 
@@ -88,7 +88,7 @@ class HookCallback(Callback):
         self.watched = {}    # module -> its type and name, while the hooks are in place
     def begin_fit(self):
         self.remove()
-        names = {m: name_of(n) for n,m in self.model.named_modules()}
+        names = names_of(self.model)
         ms = _find(self.modules, self.model)
         self.watched = {m: f"{type(m).__name__} {names.get(m, '')}".strip() for m in ms}
         self.hooks = Hooks(list(self.watched), _AsFunction(self), self.is_forward,
@@ -125,9 +125,9 @@ _TABLES = 'stats', 'hists', 'ranges', 'iters', 'dead', 'near_zero', 'dead_channe
 def _of_outputs(k): return property(lambda self: getattr(self.record(), k))
 
 def _nothing(of, fitted):
-    "A ValueError for a record that isn't there"
+    "Raise a ValueError for a record that isn't there"
     todo = f'make it with {of}=True' if fitted else 'call run.fit(epochs, learn) first'
-    return ValueError(f'ActivationStats has no {of} to read: {todo}')
+    raise ValueError(f'ActivationStats has no {of} to read: {todo}')
 
 class ActivationStats(HookCallback):
     "`hook`, `after_batch`: notes what each module gives in `outputs`; `after_epoch`: fetches it"
@@ -138,29 +138,32 @@ class ActivationStats(HookCallback):
         rng:tuple=None, # (low,high) of the histograms; None follows the values
         hists:bool=True, # keep histograms?
         near:float=.01, # |a| below this is near zero; None: no shares, not of the dead either
-        every:int=1, # note every so many batches
+        every:int=None, # note every so many batches; None: each, above 40 modules each fourth
         keep:int=None, # batches at most: when full, each second goes, `every` doubles
         valid:bool=False, # note validation too, apart, in `valid`?
         grads:bool=False, # note the gradients of the outputs too, in `grads`?
-        sample:int=4096, # histograms and shares of about so many values an output; None: of all
+        sample:int=1024, # histograms and shares of about so many values an output; None: of all
         do_remove:bool=True, # as for `HookCallback`
     ):
         super().__init__(modules, do_remove)
         self.near,self.wants_valid,self.wants_grads = near,valid,grads
         self.settings = dict(bins=bins, rng=rng, hists=hists, every=every, keep=keep, sample=sample)
-        Telemetry([], near=near, **self.settings)       # what is wrong is said now
+        Telemetry([], near=near, **{**self.settings, 'every': 1 if every is None else every})
         self.outputs = self.valid = self.grads = self.watch = None   # each fit makes them
     def begin_fit(self):
         super().begin_fit()
         self.at,self.odd = {m: i for i,m in enumerate(self.watched)},{}
         names = list(self.watched.values())
-        floors = None if self.near is None else [floor_of(m) for m in self.at]
-        def new(near, **kw): return Telemetry(names, near=near, **kw, **self.settings)
-        self.outputs = new(self.near, floors=floors)
-        self.valid = new(self.near, floors=floors) if self.wants_valid else None
-        self.grads = new(None) if self.wants_grads else None
+        floors = None if self.near is None else [*map(floor_of, self.at)]
+        every = self.settings['every'] or (4 if len(names) > 40 else 1)
+        self.often = 1 if self.settings['every'] else every   # the diagnosis needs more batches
+        new = partial(Telemetry, names, **{**self.settings, 'every': every})
+        self.outputs = new(near=self.near, floors=floors)
+        self.valid = new(near=self.near, floors=floors) if self.wants_valid else None
+        self.grads = new(near=None) if self.wants_grads else None
         self.watch = Watch(self.model, self.run.opt, look=3)   # which is cheaper
-    def begin_batch(self): self.watch.noting = self.run.in_train and self.outputs.recording
+    def begin_batch(self):
+        self.watch.noting = self.run.in_train and not self.outputs.it*self.often%self.outputs.every
     def after_backward(self): self.watch.before_step()
     def after_step(self): self.watch.after_step()
     def hook(self, m, inp, outp):
@@ -175,17 +178,16 @@ class ActivationStats(HookCallback):
         t.asked.add(i)
         x.register_hook(partial(self.grads.add, i))
     def after_batch(self):
-        for t in (self.outputs, self.grads) if self.run.in_train else (self.valid,):
-            if t is not None: t.step()
-        if self.run.in_train: self.watch.end(self.outputs.every)
+        train = self.run.in_train
+        for t in filter(None, (self.outputs, self.grads) if train else (self.valid,)): t.step()
+        if train: self.watch.end(self.outputs.every//self.often)
     def after_epoch(self):
-        for t in (self.outputs, self.grads, self.valid):
-            if t is not None: t.end()   # the one transfer
+        for t in filter(None, (self.outputs, self.grads, self.valid)): t.end()   # the one transfer
         if self.watch: self.watch.fetch()
     def after_fit(self):
         super().after_fit()
         self.after_epoch()
-        if self.outputs is not None: _say_odd(self.odd, self.outputs, self.valid)
+        if self.outputs: _say_odd(self.odd, self.outputs, self.valid)
     def remove(self):
         super().remove()
         if self.watch: self.watch.remove()
@@ -193,8 +195,7 @@ class ActivationStats(HookCallback):
         of:str='outputs', # or 'valid', 'grads'
     )->Telemetry: # of the last fit
         "What was noted; a ValueError if nothing was"
-        if getattr(self, of) is None: raise _nothing(of, self.outputs is not None)
-        return getattr(self, of)
+        return getattr(self, of) or _nothing(of, self.outputs)
     stats,hists,ranges,iters,dead,near_zero,dead_channels = map(_of_outputs, _TABLES)
     def plot(self,
         title:str='', # the finding, in a few words
@@ -207,5 +208,4 @@ class ActivationStats(HookCallback):
         **limits, # in place of those of `minifast.diagnosis.Limits`
     )->Diagnosis: # empty where all is well
         "What is ill, since when, where it began, and what mends it"
-        self.record()   # if there is one
-        return diagnose(self.watch, **limits)
+        return self.record() and diagnose(self.watch, **limits)

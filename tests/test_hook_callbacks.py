@@ -20,6 +20,7 @@ from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpo
                                CancelTrainException)
 from minifast.cnn import get_runner
 from minifast.core import set_seed
+from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.hook_callbacks import ActivationStats, HookCallback, hook_output, hook_outputs
 from minifast.hooks import children, leaked_hooks
 from minifast.init import GeneralRelu
@@ -799,3 +800,15 @@ def test_what_lesson_06ac_makes_can_be_had_here():
     from minifast import hook_callbacks, summary
     assert hook_callbacks.model_summary is summary.model_summary and 'model_summary' in hook_callbacks.__all__
     assert hook_callbacks.model_sizes is summary.model_sizes and 'model_sizes' in hook_callbacks.__all__
+
+
+@pytest.mark.parametrize('n, every', [(20, 1), (21, 4)])
+def test_many_layers_are_noted_in_each_fourth_batch(n, every):
+    m = nn.Sequential(*[o for _ in range(n) for o in (nn.Linear(6, 6), nn.Tanh())])
+    data = DataBunch(DataLoader(Dataset(torch.randn(40, 6), torch.zeros(40).long()), 2), None)
+    s, asked = ActivationStats(), ActivationStats(every=1)
+    learn, run = get_runner(m, data, lr=.1, cbs=[s, asked])
+    run.fit(1, learn)
+    assert s.iters.tolist() == list(range(0, 20, every)) and asked.iters.tolist() == list(range(20))
+    assert [o[0] for o in s.watch.steps] == list(range(20)) == [o[0] for o in asked.watch.steps]   # the diagnosis sees all
+    assert_close(s.stats, asked.stats[:, :, ::every])
