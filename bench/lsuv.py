@@ -97,7 +97,8 @@ def train(data, seed, lr, start, epochs, layer):
 def train_all(seeds, rates, images, bs, epochs, layer):
     xt, yt, xv, yv = get_data()
     xt, xv = normalize_to(xt, xv)
-    dss = Dataset(xt[:images], yt[:images]), Dataset(xv[:2000 if images else None], yv[:2000 if images else None])
+    n_valid = 2000 if images else len(xv)
+    dss = Dataset(xt[:images], yt[:images]), Dataset(xv[:n_valid], yv[:n_valid])
     data = DataBunch(*get_dls(*dss, bs=bs), c=10)
     print('validation accuracy, mean ± sd; lost: below .3')
     for start in (as_drawn, shift_then_scale, scale_then_shift):
@@ -116,7 +117,7 @@ def main():
     p.add_argument('--epochs', type=int, default=2, help='epochs (default 2)')
     p.add_argument('--seeds', type=int, default=10, help='seeds (default 10)')
     p.add_argument('--rates', type=float, nargs='+', default=[.2, .4, .6], help='learning rates')
-    p.add_argument('--shifted', action='store_true', help='GeneralRelu with a leak of .1 and .4 taken off, not ReLU')
+    p.add_argument('--shifted', action='store_true', help='GeneralRelu(.1, .4) in place of ReLU')
     args = p.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(42)
