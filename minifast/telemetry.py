@@ -668,6 +668,11 @@ def _norms(xs):
         return _floats(x.detach())
     return torch._foreach_norm([plain(x) for x in xs])
 
+def _grads(ps):
+    "The norms of their gradients; None if there are none yet, as a step's closure makes them"
+    grads = [p.grad for p in ps]
+    return _norms(grads) if any(o is not None for o in grads) else None
+
 def _stack(ts):
     "`ts` as float32 on one device"
     to = next((t.device for t in ts if not t.is_cpu), 'cpu')
@@ -711,8 +716,7 @@ class Watch:
         if not self.noting: return
         if self._params is None:   # not before: lazy layers have none before the first batch
             self._params,self.weights = map(list, zip(*_weights(self.model, self.opt)))
-        ps = self._params
-        self._old = [p.detach().clone() for p in ps],_norms([p.grad for p in ps])
+        self._old = [p.detach().clone() for p in self._params],_grads(self._params)
     @torch.no_grad()
     def after_step(self):
         "Note what the step has changed"
@@ -721,6 +725,7 @@ class Watch:
         (old,grads),self._old = self._old,None
         steps = torch._foreach_sub([p.detach() for p in self._params], old)
         along = [torch.dot(d.flatten(), o.flatten()) for d,o in zip(steps, old)]
+        grads = grads or _norms([p.grad for p in self._params])
         rows = [_stack(o) for o in (_norms(old), _norms(steps), grads, along)]
         self.steps.append((self.it, torch.stack(rows, 1)))
     def end(self,
@@ -755,5 +760,5 @@ class Watch:
         gone = dict.fromkeys(('model', 'opt', '_params', '_names', '_old'))
         return {**vars(self), **gone, 'hooks':(), '_calls':[], '_last':(None, None)}
     def __repr__(self):
-        n = len({o[0] for o in (*self.flows, *self.steps)})
+        n = len({o[0] for o in [*self.flows, *self.steps]})
         return f'Watch({len(self.kinds)} layers, {n} batches)'

@@ -466,3 +466,9 @@ def test_it_draws_what_is_odd():
 
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match='0 batches.*nothing to draw'): plot_telemetry(Telemetry(['a']))
+
+@pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='float16 on a CPU needs PyTorch 2.3')
+def test_a_step_that_is_left_out_for_overflow_is_no_illness():
+    stats, t = fit(MixedPrecision(torch.float16, init_scale=2.**40))
+    skipped = [it for it, rows in stats.watch.steps if not rows[:, 1].any()]
+    assert skipped and skipped[0] == 0 and len(skipped) < len(stats.watch.steps) and not stats.diagnose()

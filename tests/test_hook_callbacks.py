@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.testing import assert_close
 
-from helpers import RaiseAt, bunch as make_bunch, net
+from helpers import RaiseAt, bunch as make_bunch, net, small
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
 from minifast.cnn import get_runner
@@ -812,3 +812,19 @@ def test_many_layers_are_noted_in_each_fourth_batch(n, every):
     assert s.iters.tolist() == list(range(0, 20, every)) and asked.iters.tolist() == list(range(20))
     assert [o[0] for o in s.watch.steps] == list(range(20)) == [o[0] for o in asked.watch.steps]   # the diagnosis sees all
     assert_close(s.stats, asked.stats[:, :, ::every])
+
+
+def test_the_small_one_has_the_numbers_of_the_exported():
+    "Means and standard deviations of all children, of training batches only; its histograms count what lies from -10 to 10"
+    stats, few = ActivationStats(children, every=1, sample=None, rng=(-10, 10)), small('06b_hook_callbacks', 'SmallStats')()
+    learn, run = make(stats, few)
+    run.fit(2, learn)
+    assert few.means.shape == (5, 10) and leaked_hooks(learn.model) == []
+    assert_close(torch.stack([few.means, few.stds]), stats.stats, rtol=1e-5, atol=1e-6)
+    assert torch.equal(few.hists.sum(1), stats.hists.sum(1).float())
+
+def test_the_small_one_takes_its_hooks_away_after_an_error():
+    few = small('06b_hook_callbacks', 'SmallStats')()
+    learn, run = make(few, RaiseAt('after_loss', RuntimeError('x')))
+    with pytest.raises(Exception): run.fit(1, learn)
+    assert leaked_hooks(learn.model) == []

@@ -689,3 +689,20 @@ def test_a_spread_that_float32_can_just_tell():
     assert spread(torch.full((7, 8), .1)*1e6) == 0
     x = torch.randn(7, 8)*1e-25
     assert spread(x) == pytest.approx(float(x.double().var(0, correction=0).mean().sqrt()), rel=1e-3)
+
+def test_a_step_with_a_closure_makes_its_gradients_itself():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(20, 4)
+    opt = torch.optim.LBFGS(net.parameters(), lr=.1, max_iter=4)
+    def closure():
+        opt.zero_grad()
+        loss = (net(x) - 1).square().mean()
+        loss.backward()
+        return loss
+    with Watch(net, opt) as w:
+        for _ in range(4):
+            old = net.weight.detach().clone()
+            w.before_step(); opt.step(closure); w.after_step(); w.end()
+    size, step, grad, _ = w.steps[-1][1][0]
+    assert_close(size, old.norm()); assert_close(step, (net.weight - old).norm())
+    assert all(rows.isfinite().all() for _, rows in w.steps) and grad > 0 and len(w.flows) == 4
