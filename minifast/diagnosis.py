@@ -461,7 +461,8 @@ def _vanishing(t, lim):
         (_,first),(its,last) = t.flow[seen[0]],t.flow[seen[-1]]
         start = float(first.spread.nan_to_num(0).median().clamp(max=1))
         s = _since(its, last.spread < lim.faint*start, lim.long)
-        if s is not None and last.spread[-1] < 3*last.spread[its.index(s)]:   # no return
+        back = max(3*float(last.spread[its.index(s or its[0])]), lim.faint*start/10)
+        if s is not None and last.spread[-1] < back:
             yield _faint(t, seen, s, float(last.spread[-1]))
             return
     ill = {}

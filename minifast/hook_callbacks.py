@@ -62,7 +62,7 @@ def _calling(ms):
     "Those of `ms` that call hooks; of the others it is said how many there are"
     calling = [m for m in ms if calls_hooks(m)]
     if len(calling) < len(ms): warnings.warn(
-        f'{len(ms) - len(calling)} modules in TorchScript call no hooks: they are not watched')
+        f'not watched, as TorchScript calls no hooks: {len(ms) - len(calling)} of {len(ms)} modules')
     return calling
 
 def _find(ms, model):
@@ -108,6 +108,7 @@ class ActivationStats(HookCallback):
     def begin_fit(self):
         super().begin_fit()
         self.at,self.odd = {m: i for i,m in enumerate(self.watched)},{}
+        self.taken = 0   # steps of the optimiser
         names = list(self.watched.values())
         floors = None if self.near is None else [*map(floor_of, self.at)]
         every = self.settings['every'] or (4 if len(names) > 40 else 1)
@@ -117,10 +118,12 @@ class ActivationStats(HookCallback):
         self.valid = new(near=self.near, floors=floors) if self.wants_valid else None
         self.grads = new(near=None) if self.wants_grads else None
         self.watch = Watch(self.model, self.run.opt, look=3)   # which is cheaper
-    def begin_batch(self):
-        self.watch.noting = self.run.in_train and not self.outputs.it*self.often%self.outputs.every
+    def begin_batch(self):   # by steps, as not each batch need have one
+        self.watch.noting = self.run.in_train and not self.taken*self.often%self.outputs.every
     def after_backward(self): self.watch.before_step()
-    def after_step(self): self.watch.after_step()
+    def after_step(self):
+        self.watch.after_step()
+        self.taken += 1
     def hook(self, m, inp, outp):
         "Note the first tensor that `m` gave, and see to it that its gradient will be noted"
         t = self.outputs if self.run.in_train else self.valid

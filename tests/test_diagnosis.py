@@ -16,6 +16,7 @@ from torch.testing import assert_close
 import zoo
 from helpers import small
 from minifast.callback import Callback
+from minifast.core import set_seed
 from minifast.diagnosis import Cause, Diagnosis, diagnose, plot_telemetry
 from minifast.gradients import GradientAccumulation, MixedPrecision
 from minifast.hook_callbacks import ActivationStats
@@ -166,6 +167,7 @@ def test_a_group_with_a_small_rate_of_its_own_is_not_vanishing():
     assert not diagnose(train(net, opt))
 
 def test_five_hundred_layers_in_ten_lines():
+    set_seed(0)
     net = nn.Sequential(*[m for _ in range(250) for m in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 4))
     d = diagnose(train(zoo.kaiming(net, 1.25), n=9))
     assert told(d)[0][:2] == ('vanishing', 0) and len(repr(d).split('\n')) <= 10 and len(d.rows) > 20

@@ -22,8 +22,11 @@ from minifast.cnn import get_runner
 from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.hook_callbacks import ActivationStats, HookCallback, hook_output, hook_outputs
+from minifast.gradients import GradientAccumulation
 from minifast.hooks import children, leaked_hooks
 from minifast.init import GeneralRelu
+from minifast.learner import Learner
+from minifast.runner import Runner
 from minifast.sched import LR_Find, Recorder
 from minifast.telemetry import Log
 
@@ -163,7 +166,7 @@ def test_what_cant_be_measured_is_passed_over_and_said_once(what):
 def test_torchscript_in_a_model_is_left_alone_and_said_before_the_fit():
     m = nn.Sequential(nn.Linear(6, 5), torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, 3))
     learn, run = make(stats := ActivationStats(), model=m)
-    with pytest.warns(UserWarning, match='1 modules in TorchScript call no hooks: they are not watched'): run.fit(1, learn)
+    with pytest.warns(UserWarning, match='not watched, as TorchScript calls no hooks: 1 of 3 modules'): run.fit(1, learn)
     assert stats.outputs.names == ['Linear 0', 'Linear 2'] and stats.stats.isfinite().all()
     was = copy.deepcopy(m[0].state_dict())
     learn, run = make(ActivationStats(m), model=m)
@@ -828,3 +831,15 @@ def test_the_small_one_takes_its_hooks_away_after_an_error():
     learn, run = make(few, RaiseAt('after_loss', RuntimeError('x')))
     with pytest.raises(Exception): run.fit(1, learn)
     assert leaked_hooks(learn.model) == []
+
+
+@pytest.mark.parametrize('every', [1, 2, 4])
+def test_steps_are_noted_where_several_batches_make_one(every):
+    "Of 24 batches each fourth ends in a step; each so many of these are noted"
+    set_seed(0)
+    model, stats = net(), ActivationStats(every=every)
+    learn = Learner(model, torch.optim.SGD(model.parameters(), lr=.1), F.cross_entropy, make_bunch(96, 4))
+    run = Runner([stats, GradientAccumulation(4)])
+    run.fit(1, learn)
+    assert len(stats.watch.steps) == -(-6//every) and stats.watch.flows
+    assert 'rate too low' not in {o.kind for o in stats.diagnose()}
