@@ -29,7 +29,7 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       packages=['minifast'], package_data={'minifast': ['data/mnist/*']}, include_package_data=True,
       zip_safe=False,
       python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-      extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split()},
+      extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'docs', 'files')},
       entry_points={'console_scripts': cfg['console_scripts'].split(),
                     'nbdev': ['minifast = minifast._modidx:d']},
       cmdclass={'build_py': BuildWithLessons},

@@ -9,19 +9,23 @@ def plain(s): return ''.join(s) if isinstance(s, list) else s
 def from_root(md):
     "Links that hold in nbs/, as they must be beside README.md"
     def moved(m):
-        return m[0] if re.match(r'[a-z]+:|[#/]', m[1]) else f'](nbs/{m[1]})'.replace('](nbs/../', '](')
+        if m[1][0] == '#': return m[0].lower()   # as GitHub spells a heading's address
+        return m[0] if re.match(r'[a-z]+:|/', m[1]) else f'](nbs/{m[1]})'.replace('](nbs/../', '](')
     text = re.split(r'(```.*?```)', md, flags=re.S)   # every second part is fenced code
     text[::2] = [re.sub(r'\]\(([^)\s]+)\)', moved, s) for s in text[::2]]
     return ''.join(text)
 
 def outputs(cell, pics):
-    "Markdown of a cell's outputs; pictures are added to `pics`, under the name that the link gives them"
+    """Markdown of a cell's outputs; pictures are added to `pics`, under the name that the link gives them.
+    The cell says in `#| fig-alt:` what a picture shows, for who can't see it"""
+    alt = re.search(r'^#\|\s*fig-alt:\s*(.+)', plain(cell['source']), re.M)
     for o in cell['outputs']:
         data = o.get('data', {})
         if 'image/png' in data:
+            if not alt: sys.exit('index.ipynb: a cell that draws says what it shows: #| fig-alt: …')
             name = f'nbs/images/index_{len(pics)+1}.png'
             pics[name] = base64.b64decode(plain(data['image/png']))
-            yield f'![]({name})'
+            yield f'![{alt[1]}]({name})'
         elif text := plain(o.get('text', data.get('text/plain', ''))).strip('\n'): yield fence(text)
 
 def readme(nb):

@@ -9,12 +9,16 @@ done, so a run that was broken off goes on from there; two at once, one with --o
 --only ablation, share the file. --other NAME trains the figures once more, with whatever kernels this
 process has, into reproduce-NAME.jsonl: where that changes a verdict, the table says so. All of it takes
 about an hour of one core; --quick (a few images, two seeds) shows in half a minute that everything runs,
-its numbers say nothing."""
+its numbers say nothing. Lesson 19 needs Imagenette-160 for its figures: --imagenette FOLDER (as untar_data
+gives it) takes it; else its rows say what digits from mnist_folder give."""
 import argparse
+import contextlib
+import io
 import json
 import platform
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,16 +28,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minifast import scratch
 from minifast.__main__ import PARTS, RECIPES, build
 from minifast.core import set_seed
 from minifast.cnn import BatchTransformXCallback
 from minifast.data import DataBunch, Dataset, get_data, get_dls, mnist_view, normalize_to
+from minifast.files import mnist_folder
 from minifast.hook_callbacks import ActivationStats
 from minifast.hooks import Hooks, children
 from minifast.init import init_cnn
 from minifast.losses import accuracy
 from minifast.lsuv import get_batch
-from minifast.norm import BatchNorm, InstanceNorm, LayerNorm
+from minifast.norm import BatchNorm
+from minifast.norms import InstanceNorm, LayerNorm
 from minifast.plot import COLORS, get_grid
 from minifast.runner import AvgStatsCallback
 from minifast.sched import ParamScheduler, combine_scheds, sched_cos, sched_lin
@@ -135,6 +142,68 @@ def counts(seed, args):
     return {'counts': [sum(p.numel() for p in m.parameters()) for m in layers]}
 
 
+# --- lesson 19: the chapter's trainings, on its pictures or on digits
+
+TMP = tempfile.TemporaryDirectory()
+
+
+@cache
+def pictures(imagenette, n):
+    "(name, Dataset of training, of validation)"
+    parts = ('train', 'val') if imagenette else ('train', 'valid')
+    path = Path(imagenette or mnist_folder(Path(TMP.name)/f'digits{n}', n, n//4))
+    train = scratch.Dataset(path/parts[0])
+    return train, scratch.Dataset(path/parts[1], train.classes)
+
+
+def chapter(seed, imagenette, n, epochs):
+    train, valid = pictures(imagenette, n)
+    set_seed(seed)
+    dls = scratch.DataLoaders(scratch.DataLoader(train, 128, shuffle=True), scratch.DataLoader(valid, 256))
+    xb, _ = next(iter(dls.train))
+    stats = xb.mean((0, 1, 2)), xb.std((0, 1, 2))
+    note, x, start = {'files': [len(train), len(valid)]}, xb, time.process_time()
+    note['stats'] = [o.tolist() for o in stats]
+    for k, schedule in (('one', []), ('eight', [scratch.OneCycle(.1)])):
+        model, results = scratch.simple_cnn(), scratch.TrackResults()
+        x, note['start'] = scratch.Normalize(stats)(xb), []
+        for layer in model.layers[:4]:
+            x = layer(x)
+            note['start'].append([x.mean().item(), x.std().item()])
+        cbs = [scratch.SetupLearnerCB(scratch.Normalize(stats), torch.device('cpu')), results, *schedule]
+        with contextlib.redirect_stdout(io.StringIO()):
+            scratch.Learner(model, dls, scratch.cross_entropy, .1, cbs).fit(epochs if schedule else 1)
+        rows = [o[2:] for o in results.history]
+        note[k] = [[*a, *b] for a, b in zip(rows[::2], rows[1::2])]
+    return {**note, 'took': time.process_time() - start}
+
+
+def mnist_folder_19(seed, args): return chapter(seed, None, min(2000, args.n), min(8, args.epochs))
+def imagenette_19(seed, args): return chapter(seed, args.imagenette, None, min(8, args.epochs))
+
+
+def shown_chapter(get):
+    "A function of notes: what `get` finds in each, and which pictures it comes from"
+    def show(notes):
+        n, valid = notes[0]['files']
+        digits = f"Imagenette-160 isn't here; {n:,} + {valid:,} digits of mnist_folder:<br>"
+        data = '' if n == 9469 else digits
+        return data + get(notes)
+    return show
+
+
+def shown_rows(k, *at):
+    return shown_chapter(lambda notes: '<br>'.join(show_epochs([n[k][i] for n in notes]) for i in at))
+
+
+def shown_pairs(k):
+    "Means, then standard deviations, of each channel or layer"
+    def pairs(note): return note[k] if k == 'stats' else list(zip(*note[k]))
+    return shown_chapter(lambda notes: '<br>'.join(
+        f'{what} ' + ', '.join(pm(o) for o in zip(*(pairs(n)[i] for n in notes)))
+        for i, what in enumerate(('means', 'stds'))))
+
+
 # --- the figures: what was printed in 2019, one run each, and what gives ours
 
 PLAIN, HOOKED = Training('sgd', .4, 3, SMALL), Training('sgd', .5, 1, SMALL)
@@ -206,9 +275,9 @@ FIGURES = [
     Figure('07', 'the same, 8 epochs, linear .6→2→.1 (30/70)', 'last epoch .019/.995 → .044/.988',
            replace(BN, epochs=8, sched='lin .6 2 .1'), -1),
     Figure('07', 'LayerNorm, lr .8, 3 epochs', 'nan from the first epoch on (validation .099)',
-           Training('sgd kaiming', .8, 3, norm='LayerNorm'), why='The rate: at half of it it trains (07).'),
+           Training('sgd kaiming', .8, 3, norm='LayerNorm'), why='The rate: at half of it it trains (07b).'),
     Figure('07', 'InstanceNorm, lr .1, 3 epochs', 'nan from the first epoch on (validation .099)',
-           Training('sgd kaiming', .1, 3, norm='InstanceNorm'), why='07 shows why.'),
+           Training('sgd kaiming', .1, 3, norm='InstanceNorm'), why='07b shows why.'),
     Figure('07', 'nn.BatchNorm2d at bs 2, lr .4, 1 epoch', '2.356/.165 → 2867.7/.260; 93 s',
            replace(RBN, parts='sgd kaiming bn', bs=2), why='Statistics of two images: 07.'),
     Figure('07', 'RunningBatchNorm, bs 2, lr .4, 1 epoch', '.158/.951 → .099/.973', replace(RBN, bs=2),
@@ -228,11 +297,14 @@ FIGURES = [
            '.424/.863 → .146/.955; .129/.961 → .092/.973; 4.61 s', LSUV,
            why='Too hot a rate for a net of unit variance: 07a.'),
     Figure('19', 'Imagenette-160: 13,394 files, 9,469 + 3,925; 74 training batches of 128 at 64×64; '
-           'channel means and stds of one batch', 'means .470 .465 .438; stds .276 .275 .296'),
+           'channel means and stds of one batch', 'means .470 .465 .438; stds .276 .275 .296',
+           mnist_folder_19, shows=shown_pairs('stats')),
     Figure('19', "simple_cnn's four conv outputs at the start: mean, std",
-           '.531, .911; .480, .873; .415, .750; .441, .726'),
-    Figure('19', 'Learner.fit(1), lr .1', '2.124/.236 → 2.206/.214'),
-    Figure('19', 'OneCycle(.1), 8 epochs: first, last', '2.260/.161 → 2.205/.220; 1.536/.477 → 1.580/.468'),
+           '.531, .911; .480, .873; .415, .750; .441, .726', mnist_folder_19, shows=shown_pairs('start')),
+    Figure('19', 'Learner.fit(1), lr .1', '2.124/.236 → 2.206/.214', mnist_folder_19,
+           shows=shown_rows('one', 0)),
+    Figure('19', 'OneCycle(.1), 8 epochs: first, last', '2.260/.161 → 2.205/.220; 1.536/.477 → 1.580/.468',
+           mnist_folder_19, shows=shown_rows('eight', 0, -1)),
     Figure('hooks', "model_summary's parameter counts", '9,408 · 128 · 36,864 · 18,981', counts,
            shows=shown_counts),
 ]
@@ -293,7 +365,6 @@ def show_epochs(rows):
 
 def ours(fig, notes):
     "Text for the table, and the validation accuracies at the end where there are some"
-    if fig.ours is None: return 'lesson 19 is being built', None
     if fig.shows: return fig.shows(notes), None
     if 'refused' in notes[0]: return f"refused: {notes[0]['refused']}", None
     runs = [n['epochs'][-1:] if fig.epochs < 0 else n['epochs'][:fig.epochs or None] for n in notes]
@@ -367,7 +438,8 @@ def figures(store, args):
     "Rows of the table, and (figure, accuracies) for the picture"
     rows, points = [], []
     for fig in FIGURES:
-        notes = store.notes(fig.ours, args.seeds, args) if fig.ours else []
+        what = imagenette_19 if args.imagenette and fig.ours is mnist_folder_19 else fig.ours
+        notes = store.notes(what, args.seeds, args)
         text, accs = ours(fig, notes)
         lower = is_lower(fig, accs)
         if lower and not fig.why and not args.quick: print(f'lower, and not explained: {fig.setup}: {text}')
@@ -464,6 +536,7 @@ def options():
     p.add_argument('--other', metavar='NAME', help='the figures once more, into reproduce-NAME.jsonl')
     p.add_argument('--seeds', type=int, default=5, help='how many, from 1 on (default 5)')
     p.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the three files')
+    p.add_argument('--imagenette', metavar='FOLDER', help='Imagenette-160, for lesson 19')
     p.add_argument('--quick', action='store_true', help='600 images, an epoch, 2 seeds; needs another --out')
     args = p.parse_args()
     if args.quick and args.out.resolve() == Path(__file__).resolve().parent:

@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'CancelStepException', 'Callback',
-           'check_events', 'describe', 'add_note', 'callable_name', 'listens', 'CallbackList']
+           'listens', 'describe', 'add_note', 'callable_name']
 
 # %% ../nbs/05a_callbacks.ipynb #aaa7204c
-import copy
 import re
 import warnings
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 from types import MethodType
 
 import torch
 
-from .core import camel2snake, listify
+from .core import camel2snake
 
 # %% ../nbs/05a_callbacks.ipynb #19d9d285
 EVENTS = ('begin_fit', 'begin_epoch', 'begin_batch', 'after_pred', 'after_loss',
@@ -38,7 +36,6 @@ def _hides(cb, k):
     if run is None or own: return False
     return hasattr(run, k) and not isinstance(getattr(run, k), Callback)
 
-# %% ../nbs/05a_callbacks.ipynb #92469ffd
 class Callback:
     "Acts at a Runner's events; an attribute that it lacks is looked up on the run"
     _order = 0   # callbacks act in ascending `_order`, ties as they were given
@@ -74,21 +71,14 @@ class Callback:
         return {k:v for k,v in vars(self).items() if k != 'run'}
     def __repr__(self): return f'{type(self).__name__}()'
 
-# %% ../nbs/05a_callbacks.ipynb #18b4593c
-def check_events(
-    cb:Callback, # whose methods are looked at
-    events:tuple=EVENTS, # the events there are
-):
-    "ValueError if a method of `cb` is named like an event, and no event has that name"
-    for k in dir(type(cb)):
-        if k in events or not k.startswith(('begin_', 'after_', 'before_', 'on_')): continue
-        ours = k.replace('before_', 'begin_').replace('on_', 'after_')
-        near = get_close_matches(ours, events, n=1, cutoff=.4)
-        guess = f'did you mean {near[0]}? ' if near else ''
-        raise ValueError(f'{type(cb).__name__}.{k} would never be called, since there is no such '
-                         f"event: {guess}Events: {', '.join(events)}")
+# %% ../nbs/05a_callbacks.ipynb #e38eb6dc
+def listens(
+    cb:Callback, # or anything else
+    event:str, # an event's name
+)->bool: # does `cb` itself, or its class, define `event`?
+    "Is there a method to call, leaving aside what `cb` would find on its run?"
+    return event in vars(cb) or hasattr(type(cb), event)
 
-# %% ../nbs/05a_callbacks.ipynb #4531cd27
 def describe(
     b:object, # a tensor, or a nested tuple, list or dict of tensors
 )->str: # e.g. '(64,784) float32'
@@ -108,7 +98,6 @@ def add_note(
     if hasattr(e, 'add_note'): e.add_note(note)
     else: e.__notes__ = [*getattr(e, '__notes__', []), note]   # Python 3.10; Jupyter shows it
 
-# %% ../nbs/05a_callbacks.ipynb #8e5d884f
 def callable_name(
     f:Callable, # a function, method, class or `partial`, or an object that can be called
     short:bool=False, # for a column: a method without its class, what a `partial` calls
@@ -124,123 +113,3 @@ def callable_name(
     if hasattr(f, '__name__'): return f.__name__
     plain = short or type(f).__repr__ is object.__repr__
     return type(f).__name__ if plain else repr(f)
-
-# %% ../nbs/05a_callbacks.ipynb #c27d7815
-def _free_name(cbs, cb):
-    "The name under which `cbs` takes `cb` in; an error if it can't"
-    if any(o is cb for o in cbs.cbs):
-        raise ValueError(f'{cb!r} is here already: make another one')
-    cls,name,same = type(cb),cb.name,[o for o in cbs.cbs if o.name == cb.name]
-    if any(type(o) is not cls for o in same):
-        raise ValueError(f'two classes of callbacks are named {name!r}: rename one')
-    if same:
-        numbered = (f'{name}_{i}' for i in range(2, len(cbs.cbs)+3))
-        return next(o for o in numbered if o not in vars(cbs))
-    if name not in cbs.reserved and not hasattr(cbs, name): return name
-    raise ValueError(f"{cls.__name__} would hide the Runner's own {name!r}: rename the class")
-
-# %% ../nbs/05a_callbacks.ipynb #0da515a2
-def listens(
-    cb:Callback, # or anything else
-    event:str, # an event's name
-)->bool: # does `cb` itself, or its class, define `event`?
-    "Is there a method to call, leaving aside what `cb` would find on its run?"
-    return event in vars(cb) or hasattr(type(cb), event)
-
-# %% ../nbs/05a_callbacks.ipynb #5fa4b8e9
-def _yes(answer):
-    "Is `answer` true? None if it is neither true nor false"
-    try: return bool(answer)
-    except (RuntimeError, ValueError): return None
-
-def _asks(cbs, f, event, answer):
-    "Does the `answer` of a callback's method `f` ask to skip what `event` begins?"
-    yes = _yes(answer)
-    if yes is False or yes and event in cbs.may_skip: return yes
-    raise ValueError(
-        f'{callable_name(f)} returned {answer!r}, but only begin_epoch and begin_validate may '
-        'ask to skip that way: return nothing, or raise one of the Cancel…Exceptions')
-
-# %% ../nbs/05a_callbacks.ipynb #97c2cc5c
-class _Listeners(dict):
-    "event -> the functions to call; any other key is an error"
-    def __missing__(self, k):
-        raise ValueError(f"there is no event {k!r}, only {', '.join(self)}")
-
-class CallbackList:
-    "Callbacks, found by name or by class, and called by event: `cbs('after_loss')`"
-    events = EVENTS
-    reserved = ()   # names that no callback may take: what a fit brings
-    may_skip = ('begin_epoch', 'begin_validate')   # a true answer: skip the pass that begins
-
-    def __init__(self,
-        cbs:object=None, # a callback or several
-        cb_funcs:object=None, # a function that makes a callback (a class, a `partial`), or several
-    ):
-        self.cbs = []
-        makers = list(listify(cb_funcs))
-        wrong = [f for f in makers if not callable(f)]
-        if wrong: raise TypeError(
-            f'cb_funcs takes functions that make callbacks, got {wrong[0]!r}: use cbs')
-        for cb in [*listify(cbs), *(f() for f in makers)]: self._take(cb)
-        self._resolve()
-
-    def add_cb(self,
-        cb:Callback, # from then on found as an attribute under its name
-    ):
-        "Attach `cb`; an error if it is here already, its name is taken or a method is no event"
-        self._take(cb)
-        self._resolve()
-
-    def find(self,
-        cls:type, # a class of callbacks
-    )->Callback: # the first that is an instance of `cls`, None if there is none
-        "Ask for a callback by its class"
-        return next((cb for cb in self.cbs if isinstance(cb, cls)), None)
-
-    def __call__(self,
-        event:str, # one of `events`
-        only:tuple=None, # of those that listen; all of them if None
-    )->bool: # does a callback ask to skip the pass that begins?
-        "Call what listens to `event`, in order"
-        listeners = self._on[event] if only is None else only
-        skip = False
-        try:
-            for f in listeners:
-                answer = f()
-                if answer is not None and _asks(self, f, event, answer): skip = True
-        except (CancelBatchException, CancelEpochException, CancelTrainException): raise
-        except Exception as e:
-            add_note(e, f'in {callable_name(f)}{self.where()}')
-            raise
-        return skip
-
-    def where(self)->str: # e.g. ', epoch 0, training batch 3 of 98'
-        "Where the run is, for messages"
-        return ''
-
-    def __getattr__(self, k): # called only when `k` isn't found the usual way
-        later = ' before its first fit' if k in self.reserved else ''
-        raise AttributeError(f'the {type(self).__name__} has no {k!r}{later}')
-
-    def _take(self, cb):
-        if isinstance(cb, type) or not hasattr(cb, 'set_runner'): raise TypeError(
-            f'cbs takes callbacks, got {cb!r}: make an instance, or pass a class in cb_funcs')
-        check_events(cb, self.events)
-        self.__dict__[_free_name(self, cb)] = cb
-        self.cbs.append(cb)
-        cb.set_runner(self)
-
-    def _resolve(self): # looked up once, not at every event
-        cbs = sorted(self.cbs, key=lambda cb: cb._order)
-        self._on = _Listeners({e: tuple(getattr(cb, e) for cb in cbs if listens(cb, e))
-                               for e in self.events})
-
-    def __getstate__(self): # a copy has callbacks of its own
-        own = {id(cb): copy.copy(cb) for cb in self.cbs}
-        state = {k: own.get(id(v), v) for k,v in vars(self).items() if k != '_on'}
-        return {**state, 'cbs': [own[id(cb)] for cb in self.cbs]}
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        for cb in self.cbs: cb.set_runner(self)
-        self._resolve()

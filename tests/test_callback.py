@@ -9,13 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import SGD
 
-from helpers import make_callback as make
-from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException, CancelEpochException,
-                               CancelTrainException, add_note, callable_name, check_events, describe, listens)
-from minifast.core import ListContainer
-from minifast.loop import TrainingLoop
-from minifast.runner import Runner
+from helpers import bunch, exact, make_callback as make, small
+from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
+                               CancelTrainException, add_note, callable_name, describe, listens)
+from minifast.core import ListContainer, set_seed
+from minifast.learner import Learner
+from minifast.loop import CallbackList, check_events
+from minifast.runner import Runner, TrainingLoop
 
 CANCELS = CancelBatchException, CancelEpochException, CancelTrainException
 MAY_SKIP = 'begin_epoch', 'begin_validate'
@@ -398,3 +402,33 @@ def test_where_is_empty_without_a_loop(): assert CallbackList().where() == ''
 
 
 def test_repr(): assert repr(Keeps()) == 'Keeps()'
+
+
+# ---------------------------------------------------------------- the small loop of lesson 05a
+
+class Doubles(Callback):
+    "Doubles the loss, and halves the rate after the second batch"
+    def begin_fit(self): self.called,self.n = [],0
+    def begin_epoch(self): self.called.append('begin_epoch')
+    def after_loss(self):
+        self.called.append('after_loss')
+        self.run.loss = self.loss*2
+    def after_batch(self):
+        self.called.append('after_batch')
+        self.n += 1
+        if self.n == 2: self.opt.param_groups[0]['lr'] /= 2
+    def after_epoch(self): self.called.append('after_epoch')
+
+def test_the_small_loop_trains_as_the_runner():
+    "With a callback that acts on the loss and on the rate, to the last bit"
+    def trained(fit, cb):
+        set_seed(2)
+        model = nn.Linear(6, 3)
+        learn = Learner(model, SGD(model.parameters(), lr=.5), F.cross_entropy, bunch())
+        learn.data.valid_dl = None
+        fit([cb])(2, learn)
+        return model.state_dict()
+    ours,its = Doubles(),Doubles()
+    got = trained(lambda cbs: small('05a_callbacks', 'SmallLoop')(cbs).fit, ours)
+    exact(got, trained(lambda cbs: Runner(cbs).fit, its))
+    assert ours.called == its.called and set(ours.called) == {'begin_epoch', 'after_loss', 'after_batch', 'after_epoch'}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import data as td
 
-from helpers import exact
+from helpers import exact, small
 from minifast.data import (DataBunch, DataLoader, Dataset, get_data, get_dls, mnist_view, normalize,
                            normalize_to, view_tfm)
 
@@ -584,6 +584,21 @@ def test_pickle_and_copy(toy):
     from copy import deepcopy
     for dl in (DataLoader(toy, 4), DataLoader(td.TensorDataset(toy.x, toy.y), 4)):
         for new in (deepcopy(dl), pickle.loads(pickle.dumps(dl))): assert flat(new) == list(range(25))
+
+
+# ---------------------------------------------------------------- the small loader of lesson 04
+
+def test_the_small_loader(toy):
+    "The batches of the exported one to the last bit, from the same seed, but for one epoch only"
+    loader, dl = small('04_data', 'small_loader'), DataLoader(toy, 4, shuffle=True)
+    torch.manual_seed(3)
+    mine = [list(loader(toy.x, toy.y, 4)) for epoch in range(2)]
+    torch.manual_seed(3)
+    ours = [list(dl) for epoch in range(2)]
+    for a, b in zip(sum(mine, []), sum(ours, []), strict=True): exact(list(a), list(b))
+    assert ys(ours[0]) != ys(ours[1])
+    once = loader(toy.x, toy.y, 4)
+    assert len(list(once)) == len(list(dl)) == len(list(dl)) == 7 and not list(once)
 
 
 # ---------------------------------------------------------------- get_dls, DataBunch

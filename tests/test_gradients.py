@@ -16,8 +16,7 @@ from minifast.core import set_seed
 from minifast.data import DataBunch
 from minifast.gradients import GradientAccumulation, GradientClip, MixedPrecision
 from minifast.learner import Learner
-from minifast.loop import TrainingLoop
-from minifast.runner import AvgStatsCallback, Runner
+from minifast.runner import AvgStatsCallback, Runner, TrainingLoop
 from minifast.sched import LR_Find, ParamScheduler, Recorder, sched_lin
 
 scaled = pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='scaling on a CPU needs PyTorch 2.3')

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
 from helpers import assert_same, exact, make_callback as make
-from minifast.callback import (EVENTS, Callback, CallbackList, CancelBatchException, CancelEpochException,
+from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelStepException, CancelTrainException, describe)
 from minifast.core import set_seed
 from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.learner import Learner
-from minifast.loop import TrainingLoop
-from minifast.runner import AvgStatsCallback, Runner
+from minifast.loop import CallbackList
+from minifast.runner import AvgStatsCallback, Runner, TrainingLoop
 
 CANCELS = {'batch': CancelBatchException, 'epoch': CancelEpochException, 'train': CancelTrainException}
 KINDS = {**CANCELS, 'error': KeyError, 'ctrl-c': KeyboardInterrupt}
@@ -1185,8 +1185,8 @@ def test_on_the_meta_device():
 # ---------------------------------------------------------------- one idea, one screen
 
 def test_the_loop_stands_in_one_class():
-    "forward, backward, step and every event in order, as `TrainingLoop??` shows them; and little stands above it"
-    src = inspect.getsource(TrainingLoop)
+    "forward, backward, step and every event in order, as `Runner??` shows them; and little stands above it"
+    src = inspect.getsource(Runner)
     at = [src.index(o) for o in EVENTS]
     assert at == sorted(at) and src.count('\n') <= 80
     fired = [src.rindex(f"'{o}'") for o in EVENTS]           # and each is fired there, by its name
@@ -1194,7 +1194,7 @@ def test_the_loop_stands_in_one_class():
             '.backward()', "'after_backward'", '.opt.step()', "'after_step'", '.opt.zero_grad()']
     found = [src.rindex(o) for o in loop]
     assert all(fired) and found == sorted(found)
-    assert Runner.__mro__ == (Runner, TrainingLoop, CallbackList, object)
+    assert Runner.__mro__ == (Runner, CallbackList, object)
 
 
 def test_what_a_run_has_is_set_in_init():

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import tensor
 from torch.testing import assert_close
 
+from helpers import small
 from minifast.losses import accuracy, cross_entropy, log_softmax, logsumexp, nll
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
@@ -252,3 +253,15 @@ def test_on_cuda(dtype):
     same(cross_entropy, F.cross_entropy, x.cuda(), y.cuda())
     assert_close(cross_entropy(x.cuda(), y.cuda()).cpu(), cross_entropy(x, y))
     assert_close(accuracy(x.cuda(), y.cuda()).cpu(), accuracy(x, y))
+
+
+# ---------------------------------------------------------------- the small version of lesson 03
+
+def test_the_small_cross_entropy():
+    "Value and gradient as the exported one's while no score is above 88; then it overflows, and -1 is the last class"
+    f = small('03_losses', 'small_cross_entropy')
+    for scale in (.1, 1, 10):
+        x,y = torch.randn(33, 10).clamp(-4, 4)*scale, torch.randint(10, (33,))
+        same(f, cross_entropy, x, y)
+    assert f(tensor([[100.,0.]]), tensor([0])).isinf() and cross_entropy(tensor([[100.,0.]]), tensor([0])) == 0
+    assert f(x, torch.full((33,), -1)) == f(x, torch.full((33,), 9))

@@ -26,7 +26,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from helpers import copies as same, exact, make_callback as make, quiet
+from helpers import assert_same, copies as same, exact, make_callback as make, quiet, small
 import minifast
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
@@ -1098,6 +1098,50 @@ def test_the_printed_loop_is_the_one_that_runs(capsys):
 def test_an_attribute_is_no_event(capsys):
     show_training_loop(Runner(make('Has', loss=None, pred=None)))
     assert 'Has' not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- the small Runner of lesson 05b
+
+CUTS = {  # event: where the small one knows each cancel
+    CancelBatchException: 'begin_batch after_pred after_loss after_backward after_step',
+    CancelEpochException: 'begin_epoch begin_batch after_loss after_step after_batch begin_validate',
+    CancelTrainException: 'begin_fit begin_epoch begin_batch after_backward after_batch begin_validate after_epoch'}
+
+def trained_by(cls, event=None, exc=None):
+    "Weights, the state of the random numbers, events and rows of a fit in which `exc` is raised, once, at `event`"
+    log = []
+    trace = make('Trace', -99, **{e: partialmethod(lambda self, e: log.append(e), e) for e in EVENTS})
+    stats,cbs = AvgStatsCallback(accuracy),[trace]
+    if event:
+        cut = make('Cut', 70)
+        vars(cut)[event] = lambda: raised.append(1) if raised else first(exc)
+        raised = []
+        def first(exc):
+            raised.append(1)
+            raise exc
+        cbs.append(cut)
+    learn = make_learner()
+    set_seed(3)
+    run = cls([TrainEvalCallback(), *cbs, stats, EarlyStoppingCallback(patience=1)])
+    run.logger = lambda cells: None
+    run.fit(2, learn)
+    rows = [{k: v for k,v in row.items() if k != 'seconds'} for row in stats.history]
+    return learn.model.state_dict(),torch.get_rng_state(),learn.model.training,log,repr(rows)
+
+
+@pytest.mark.parametrize('exc, event', [(None, None), *((c, e) for c,es in CUTS.items() for e in es.split())])
+def test_the_small_runner_trains_as_the_exported_one(exc, event):
+    "Two epochs with and without each cancel: weights, random numbers, events and the table are equal to the last bit"
+    got = trained_by(small('05b_early_stopping', 'SmallRunner'), event, exc)
+    assert_same(got, trained_by(Runner, event, exc))
+    assert set(got[3]) >= {'begin_fit', 'after_fit'} and event in (None, *got[3])
+
+
+def test_the_small_runner_has_all_events():
+    "… between them, the trainings with each cancel call all 14"
+    cls = small('05b_early_stopping', 'SmallRunner')
+    cuts = [(None, None)] + [('after_loss', c) for c in CUTS]
+    assert {e for event,exc in cuts for e in trained_by(cls, event, exc)[3]} == set(EVENTS)
 
 
 # ---------------------------------------------------------------- copies, of every callback that there is

@@ -155,7 +155,7 @@ def rhythm(nb):
     for c in nb.code:
         if (n := max(map(len, c.src.split('\n')))) > 110: yield f'cell {c.i}: {n} columns (110 at most)'
     size = [sum(map(bool, c.src.split('\n'))) for c in nb.code if not c.flags]
-    if nb.lesson and size and median(size) > 5: yield f'the median code cell has {median(size):g} lines (2-5)'
+    if nb.lesson and size and median(size) > 8: yield f'the median code cell has {median(size):g} lines (8 at most)'
 
 def happening(o):
     "The calls below `o`, in order: not those in a `def` or a `class`, nor those that only show an error"
@@ -337,19 +337,71 @@ def function_length(mods, nbs):
     p90 = n[int(len(n)*.9)] if n else 0
     if p90 > 10: yield f'one function in ten has {p90} lines or more (10 at most)'
 
+def counted(nb):
+    "Words of a lesson's text: tables too, but no code blocks and no addresses of links"
+    prose = re.sub(r'```.*?```', '', nb.prose, flags=re.S)
+    prose = re.sub(r'\[?!\[[^\]]*\]\([^)]*\)(\]\([^)]*\))?', '', prose)
+    prose = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', prose)
+    return sum(bool(re.search(r'\w', w)) for w in prose.split())
+
+def table(nbs, head):
+    "The rows below a heading of the index: lesson -> row"
+    index = next((n.prose for n in nbs if n.name == 'index'), '')
+    part = re.search(rf'^## {head}\n(.*?)(?=^## |\Z)', index, re.M | re.S)
+    return {m[1]: m[0] for m in re.finditer(r'^\|.*?\]\((\d\w+)\.ipynb\).*', part[1] if part else '', re.M)}
+
+def on_path(nbs):
+    "The lessons of the path, as the index has them"
+    return [n for n in nbs if n.name in table(nbs, 'The path')]
+
+DEEPER = r'\*\*Deeper\.\*\* Read it when (.+?)[.:;](?=\s|$)'
+
 def lesson_table(mods, nbs):
-    "A row of the index for each lesson, in order, with its title, subtitle and measured time"
-    index, here = next((n.prose for n in nbs if n.name == 'index'), ''), [n for n in nbs if n.lesson]
-    rows = {m[1]: m[0] for m in re.finditer(r'^\|.*?\]\((\d\w+)\.ipynb\).*', index, re.M)}
-    names = [n.name for n in here]
-    if list(rows) != names: yield f'the rows are {list(rows)}, the lessons {names}'
-    want = dict(title=r'^# +(.+)', subtitle=r'^> *(.+)', time=r'about (\d[\d.]* s)\b')
-    for n in here:
+    "A row for each lesson in one of the index's two tables, with its title, times, and subtitle or `read it when`"
+    path, deeper = table(nbs, 'The path'), table(nbs, 'Deeper lessons')
+    for rows in path, deeper:
+        if list(rows) != sorted(rows): yield f'the rows are out of order: {list(rows)}'
+    names, twice = [n.name for n in nbs if n.lesson], path.keys() & deeper.keys()
+    if twice or {*path, *deeper} != {*names}: yield f'the rows are {[*path, *deeper]}, the lessons {names}'
+    for n in (n for n in nbs if n.lesson):
+        want = dict(title=r'^# +(.+)', time=r'about (\d[\d.]* s)\b')
+        want |= {'read it when': DEEPER} if n.name in deeper else \
+            dict(subtitle=r'^> *(.+)', minutes=r'(\d+ min)utes to read')
+        row = path.get(n.name, deeper.get(n.name, ''))
         for what, rx in want.items():
             m = re.search(rx, n.prose, re.M)
             if not m: yield f'{n.name} has no {what}'
-            elif not re.search(rf'(?<![\d.]){re.escape(m[1].strip())}', rows.get(n.name, '')):
+            elif not re.search(rf'(?<![\d.]){re.escape(m[1].strip())}', row):
                 yield f"{n.name}'s row lacks its {what}: {m[1]}"
+
+def path_words(mods, nbs):
+    "The lessons of the path are read in three evenings; 19, a chapter, takes one of its own"
+    n = {o.name: counted(o) for o in on_path(nbs) if o.name != '19_learner'}
+    if sum(n.values()) > 14_000: yield f'the path has {sum(n.values())} words (14,000 at most): {n}'
+
+def leads_on(mods, nbs):
+    "A lesson of the path ends with a link to the next; a deeper one begins with who needs it"
+    path = on_path(nbs)
+    for a, b in zip(path, path[1:]):
+        if f']({b.name}.ipynb)' not in a.cells[-1].src: yield f"{a.name} doesn't end with a link to {b.name}"
+    for n in (n for n in nbs if n.lesson and n not in path):
+        if not any(re.search(DEEPER, c.src) for c in n.cells[:4]): yield f"{n.name} doesn't say who needs it"
+
+def no_later_names(mods, nbs):
+    "No lesson uses or names what a later one exports, unless a link to that lesson stands beside it"
+    for n in (n for n in nbs if n.lesson):
+        later = {d: m.nb for m in mods if m.nb > n.name and m.name != 'scratch' for d in bound(m.tree)}
+        here = {w for c in n.code for o in ast.walk(c.tree) for w in (
+            getattr(o, 'name', None), getattr(o, 'arg', None), getattr(o, 'asname', None),
+            o.id if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store) else None)}
+        for c in n.code:
+            used = {o.id for o in ast.walk(c.tree) if isinstance(o, ast.Name)} & later.keys() - here
+            yield from (f'{n.name} cell {c.i} uses {w}, of {later[w]}' for w in sorted(used))
+        for c in (c for c in n.cells if c.kind == 'markdown'):
+            for part in re.split(r'\n\n|\n(?=[|*-])', c.src):
+                said = {w for q in re.findall(r'`([^`]+)`', part) for w in re.findall(r'(?<![\w.])[A-Za-z_]\w*', q)}
+                for w in sorted(said & later.keys() - here):
+                    if f'{later[w]}.ipynb' not in part: yield f'{n.name} cell {c.i} names {w}, of {later[w]}'
 
 
 # --- rules for files and processes; each takes a folder, so that a bad one can be handed to it
@@ -426,7 +478,7 @@ MODULE   = [documented, sizes, one_statement, no_assert]
 NOTEBOOK = [notebook_size, rhythm, labelled, seeded, no_time_asserted, no_marks, clean_outputs,
             run_in_order, addresses]
 WHOLE    = [unique_names, lower_imports, one_home, near_its_test, no_ladders, line_lengths,
-            function_length, lesson_table]
+            function_length, lesson_table, path_words, leads_on, no_later_names]
 FOLDER   = [fresh_export, clean_notebooks, readme_is_index, ruff, light_imports, no_machine]
 
 def check(wrong):
@@ -487,7 +539,7 @@ BAD_NOTEBOOK = [
     (notebook_size, [code('1', png(30_001))], 'a picture of 30.0 kB'),
     (rhythm, [code('1')]*6, 'cell 5: the sixth'),
     (rhythm, [code('x'*111)], '111 columns'),
-    (rhythm, [code('1\n2\n3\n4\n5\n6')]*3 + [code('#| export\n1')]*4, 'the median code cell has 6 lines'),
+    (rhythm, [code('1\n2\n3\n4\n5\n6\n7\n8\n9')]*3 + [code('#| export\n1')]*4, 'the median code cell has 9 lines'),
     (labelled, [code('plt.plot(x)')], 'without xlabel and ylabel'),
     (labelled, [code("axs[0].hist(x); axs[0].set_xlabel('loss')")], 'without ylabel'),
     (labelled, [code("get_ax(title='t', xlabel='', ylabel='loss').plot(x)")], 'without xlabel'),
@@ -524,7 +576,9 @@ BAD_NOTEBOOK = [
 
 def nb(name, *cells): return notebook(name, cells)
 A, B = mod('def f(): pass'), mod('class f: pass\nfrom minifast.a import _g', 'b', '01_b')
-ROW = nb('index', md('| [A](00_a.ipynb) | small | 13 s |'))
+ROW = nb('index', md('## The path\n| [A](00_a.ipynb) | small | 40 min | 13 s |\n## More'))
+DEEP = nb('index', md('## The path\n## Deeper lessons\n| [A](00_a.ipynb) | you want b | 13 s |'))
+TWO = nb('index', md('## The path\n| [A](00_a.ipynb) | |\n| [B](01_b.ipynb) | |'))
 TEST = code('#| export\ndef f(): pass')
 
 BAD_WHOLE = [
@@ -552,10 +606,21 @@ BAD_WHOLE = [
     (function_length, [mod('def f():' + '\n    1'*5)], [], 'median function has 5 lines'),
     (function_length, [mod('def f(): pass\n'*8 + 'def f():' + '\n    1'*11)], [], 'one function in ten'),
     (lesson_table, [], [nb('00_a')], "the rows are [], the lessons ['00_a']"),
+    (lesson_table, [], [nb('00_a'), ROW, nb('01_b')], "the rows are ['00_a']"),
+    (lesson_table, [], [nb('00_a'), nb('index', md(ROW.prose + DEEP.prose[11:]))], "the rows are ['00_a', '00_a']"),
+    (lesson_table, [], [nb('index', md('## The path\n| [A](01_b.ipynb)\n| [A](00_a.ipynb)'))], 'out of order'),
     (lesson_table, [], [nb('00_a', md('# A\n> small')), ROW], 'no time'),
     (lesson_table, [], [nb('00_a', md('# A\n> small\nabout 12 s')), ROW], 'lacks its time: 12 s'),
     (lesson_table, [], [nb('00_a', md('# A\n> small\nabout 3 s')), ROW], 'lacks its time: 3 s'),
-    (lesson_table, [], [nb('00_a', md('# A\n> tiny\nabout 13 s')), ROW], 'lacks its subtitle: tiny')]
+    (lesson_table, [], [nb('00_a', md('# A\n> small\n20 minutes to read')), ROW], 'lacks its minutes: 20 min'),
+    (lesson_table, [], [nb('00_a', md('# A\n> tiny\nabout 13 s')), ROW], 'lacks its subtitle: tiny'),
+    (lesson_table, [], [nb('00_a', md('# A\n> tiny\n**Deeper.** Read it when you want a.')), DEEP],
+     'lacks its read it when: you want a'),
+    (path_words, [], [nb('00_a', md('a '*14_000), md('|b|')), ROW], 'the path has 14001 words'),
+    (leads_on, [], [nb('00_a', md('[B](01_b.ipynb)'), md('end')), nb('01_b'), TWO], "00_a doesn't end"),
+    (leads_on, [], [nb('00_a', md('who?')), DEEP], "00_a doesn't say"),
+    (no_later_names, [B], [nb('00_a', code('f(1)'))], '00_a cell 0 uses f, of 01_b'),
+    (no_later_names, [B], [nb('00_a', md('[c](01_b.ipynb)\n\n`x.g(f)` is'))], '00_a cell 0 names f, of 01_b')]
 
 @pytest.mark.parametrize('rule, src, says', BAD_MODULE)
 def test_module_rule_can_fail(rule, src, says): assert any(says in w for w in rule(mod(src)))
@@ -599,7 +664,7 @@ class B(A, _Two):
 class C(A, _Two):
     "A third"
 '''
-CARD = f"""about 3 s
+CARD = f"""about 3 s, 40 minutes to read
 [![b](c)](https://colab.research.google.com/github/{site}/blob/{cfg['branch']}/nbs/00_a.ipynb)"""
 
 FITS = 'def make():\n    set_seed(42)\n    return Learner()\ndef go(learn): run.fit(1, learn)'
@@ -629,7 +694,7 @@ def test_good_module(): assert [w for rule in MODULE for w in rule(mod(AUTO + GO
 
 def test_good_notebook():
     lesson = notebook('00_a', good_cells())
-    index = nb('index', md('| [A](00_a.ipynb) | Something small | 3 s |'))
+    index = nb('index', md('## The path\n| [A](00_a.ipynb) | Something small | 40 min | 3 s |'))
     assert [w for rule in NOTEBOOK for w in rule(lesson)] == []
     assert [w for rule in WHOLE for w in rule([mod(GOOD)], [lesson, index])] == []
 
