@@ -626,7 +626,8 @@ def _came(x):
     apart = x - x[:1]   # exactly 0 where all items are equal
     return _rms(x),_rms(apart.sub_(apart.mean(0)))
 
-def _owns(m): return any(p is not None for p in m._parameters.values())
+def _owns(m): # weights of its own, or some that a parametrization makes
+    return 'parametrizations' in m._modules or any(p is not None for p in m._parameters.values())
 
 _RECTIFIERS = nn.ReLU,nn.Hardtanh,nn.GELU
 def _floor(m):
