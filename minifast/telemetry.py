@@ -690,7 +690,8 @@ class Watch:
     ):
         self.model,self.opt,self.it = model,opt,0
         self.noting,self.look = True,look   # `noting`: this batch?
-        self._done,self._every = 0,1        # steps; what `end` got last
+        self.taken = self._done = 0         # steps; those that were noted
+        self._every = 1                     # what `end` got last
         self.flows,self.steps = [],[]   # rows of what has been noted
         self.weights,self._calls,self._params,self._old = [],[],None,None
         self.into,self._last = {},(None, None)   # layer -> the next one, if it takes its output
@@ -719,6 +720,7 @@ class Watch:
     @torch.no_grad()
     def after_step(self):
         "Note what the step has changed"
+        self.taken += 1
         self._done += self.noting
         if self._old is None: return
         (old,grads),self._old = self._old,None
