@@ -13,7 +13,8 @@ import time
 import torch
 from torch import nn
 
-from minifast.norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
+from minifast.norm import BatchNorm, RunningBatchNorm
+from minifast.norms import GroupNorm, InstanceNorm, LayerNorm
 
 SIZES = [(512, 8, 14, 14), (512, 16, 7, 7), (512, 32, 4, 4), (512, 64, 2, 2), (32, 64, 28, 28),
          (2, 8, 14, 14)]

@@ -39,7 +39,8 @@ from minifast.hooks import Hooks, children
 from minifast.init import init_cnn
 from minifast.losses import accuracy
 from minifast.lsuv import get_batch
-from minifast.norm import BatchNorm, InstanceNorm, LayerNorm
+from minifast.norm import BatchNorm
+from minifast.norms import InstanceNorm, LayerNorm
 from minifast.plot import COLORS, get_grid
 from minifast.runner import AvgStatsCallback
 from minifast.sched import ParamScheduler, combine_scheds, sched_cos, sched_lin
@@ -274,9 +275,9 @@ FIGURES = [
     Figure('07', 'the same, 8 epochs, linear .6→2→.1 (30/70)', 'last epoch .019/.995 → .044/.988',
            replace(BN, epochs=8, sched='lin .6 2 .1'), -1),
     Figure('07', 'LayerNorm, lr .8, 3 epochs', 'nan from the first epoch on (validation .099)',
-           Training('sgd kaiming', .8, 3, norm='LayerNorm'), why='The rate: at half of it it trains (07).'),
+           Training('sgd kaiming', .8, 3, norm='LayerNorm'), why='The rate: at half of it it trains (07b).'),
     Figure('07', 'InstanceNorm, lr .1, 3 epochs', 'nan from the first epoch on (validation .099)',
-           Training('sgd kaiming', .1, 3, norm='InstanceNorm'), why='07 shows why.'),
+           Training('sgd kaiming', .1, 3, norm='InstanceNorm'), why='07b shows why.'),
     Figure('07', 'nn.BatchNorm2d at bs 2, lr .4, 1 epoch', '2.356/.165 → 2867.7/.260; 93 s',
            replace(RBN, parts='sgd kaiming bn', bs=2), why='Statistics of two images: 07.'),
     Figure('07', 'RunningBatchNorm, bs 2, lr .4, 1 epoch', '.158/.951 → .099/.973', replace(RBN, bs=2),

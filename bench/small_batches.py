@@ -1,10 +1,10 @@
 """Norms at small batches: one epoch of the same images at batch sizes 512 to 1, each norm at each rate.
 
-    python bench/small_batches.py [--n 4096] [--sizes 512 32 8 2 1] [--rates .4 .1] [--seeds 3]
+    python bench/small_batches.py [--n 4096] [--sizes 512 32 8 2 1] [--rates .4 .1] [--seeds 5]
 
 The lesson's network, 8-16-32-64-64 filters, plain SGD at a constant rate. Each run prints a line; the table
-at the end gives, for each size and norm, mean ± sd of the validation accuracy over the seeds at the rate
-whose mean is best, and at the first rate. A loss that isn't finite counts by what is left of the network."""
+at the end gives, for each size and norm, the validation accuracy of every run, in order: at the rate with the
+best median, and at the first rate. A loss that isn't finite counts by what is left of the network."""
 import argparse
 import platform
 import time
@@ -18,7 +18,8 @@ from minifast.core import set_seed
 from minifast.data import DataBunch, Dataset, get_data, get_dls, mnist_view, normalize_to
 from minifast.init import conv_layer, init_cnn
 from minifast.losses import accuracy
-from minifast.norm import BatchNorm, GroupNorm, LayerNorm, RunningBatchNorm
+from minifast.norm import BatchNorm, RunningBatchNorm
+from minifast.norms import GroupNorm, LayerNorm
 
 NORMS = {'no norm': None, 'BatchNorm': BatchNorm, 'BatchNorm, eps .1': partial(BatchNorm, eps=.1),
          'GroupNorm(4)': partial(GroupNorm, 4), 'LayerNorm': lambda nf: LayerNorm(),
@@ -53,7 +54,7 @@ def run(norm, data, rate, seed):
 
 def accs(norm, data, rate, seeds):
     return torch.tensor([run(norm, data, rate, s)[1] for s in range(seeds)])
-def cell(o): return f'{o.mean():.3f} ± {o.std():.3f}'
+def cell(o): return ' '.join(f'{v:.2f}'.lstrip('0') for v in o.sort()[0])
 
 
 def best_of(name, data, args):
@@ -70,11 +71,12 @@ def best_of(name, data, args):
 
 
 def show(table, args):
-    print(f'\n{"bs":>4}  {"norm":<18} {"best rate":>9}  {"accuracy there":<15}  at rate {args.rates[0]:g}')
+    w = 4*args.seeds
+    print(f'\n{"bs":>4}  {"norm":<18} {"best rate":>9}  {"runs there":<{w}}  at rate {args.rates[0]:g}')
     for (bs, name), found in table.items():
         if isinstance(found, str): print(f'{bs:>4}  {name:<18} refused: {found[:72]}'); continue
-        best = max(found, key=lambda r: found[r].mean())
-        print(f'{bs:>4}  {name:<18} {best:>9g}  {cell(found[best]):<15}  {cell(found[args.rates[0]])}')
+        best = max(found, key=lambda r: found[r].median())
+        print(f'{bs:>4}  {name:<18} {best:>9g}  {cell(found[best]):<{w}}  {cell(found[args.rates[0]])}')
 
 
 def main():
@@ -83,7 +85,7 @@ def main():
     p.add_argument('--valid', type=int, default=5000, help='validation images')
     p.add_argument('--sizes', type=int, nargs='+', default=[512, 32, 8, 2, 1])
     p.add_argument('--rates', type=float, nargs='+', default=[.4, .1])
-    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--seeds', type=int, default=5)
     p.add_argument('--norms', nargs='+', default=list(NORMS), choices=list(NORMS))
     args = p.parse_args()
     torch.set_num_threads(1)

@@ -22,6 +22,7 @@ from .runner import *
 from .sweep import *
 from .sched import *
 from .gradients import *
+from .safe_hooks import *
 from .cnn import *
 from .hooks import *
 from .telemetry import *
@@ -29,5 +30,7 @@ from .diagnosis import *
 from .summary import *
 from .hook_callbacks import *
 from .init import *
+from .norm_backward import *
 from .norm import *
+from .norms import *
 from .lsuv import *

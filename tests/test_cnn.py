@@ -15,7 +15,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from helpers import conv2d, copies as same, exact, gpu
+from helpers import blobs, conv2d, copies as same, exact, gpu, quiet, small
 import minifast.core
 from minifast.callback import Callback, CancelBatchException
 from minifast.cnn import (BatchTransformXCallback, CudaCallback, Lambda, flatten, get_cnn_layers, get_cnn_model,
@@ -660,3 +660,45 @@ def test_the_whole_against_a_loop_in_plain_pytorch(opt_func):
             F.cross_entropy(theirs(data.train_ds.x[i].view(-1, 1, 28, 28)), data.train_ds.y[i]).backward()
             opt.step()
     assert_close(ours.state_dict(), theirs.state_dict())
+
+
+# --- the lesson's small versions
+
+def weights(model, data, *cbs):
+    "What two epochs make of `model`"
+    set_seed(7)
+    run = quiet(*cbs)
+    run.fit(2, Learner(model, optim.SGD(model.parameters(), lr=.1, momentum=.9), F.cross_entropy, data))
+    return list(model.parameters())
+
+def test_the_small_cnn_trains_to_the_weights_of_the_exported_one_bit_by_bit():
+    data = blobs(200, 100)
+    set_seed(1)
+    by_hand = small('06_cuda_cnn', 'small_cnn')()
+    set_seed(1)
+    one_line = get_cnn_model(data, [8, 16, 32, 32], conv2d)
+    exact(list(by_hand.parameters()), list(one_line.parameters()))
+    start = [p.detach().clone() for p in by_hand.parameters()]
+    got = weights(by_hand, data)
+    exact(got, weights(one_line, data, BatchTransformXCallback(mnist_view)))
+    assert not any(p.equal(q) for p,q in zip(got, start))
+    found,x = [],torch.randn(2, 784)
+    for m in by_hand:
+        x = m(x)
+        if isinstance(m, nn.Conv2d): found.append((*x.shape[1:],))
+    assert found == [(8, 14, 14), (16, 7, 7), (32, 4, 4), (32, 2, 2)]
+
+def test_small_cuda_moves_as_the_exported_one_but_for_the_optimiser():
+    SmallCuda,data = small('06_cuda_cnn', 'SmallCuda'),blobs(200, 100)
+    models = [get_cnn_model(data, [4, 6], conv2d)]
+    models += [copy.deepcopy(models[0]) for _ in range(2)]
+    view = partial(BatchTransformXCallback, mnist_view)
+    got = [weights(m, data, view(), *cbs) for m,cbs in zip(models, ([], [SmallCuda('cpu')], [CudaCallback('cpu')]))]
+    exact(got[0], got[1]); exact(got[0], got[2])
+    for cls,follows in ((SmallCuda, False), (CudaCallback, True)):
+        learn = flat_learner()
+        run = Runner([cls('meta'), note := Note(lambda run: (run.xb.device.type, run.yb.device.type))])
+        run.fit(1, learn)
+        assert note.seen == [(True, ('meta', 'meta'))]*3 + [(False, ('meta', 'meta'))]*2
+        held,now = learn.opt.param_groups[0]['params'],list(learn.model.parameters())
+        assert [p is q for p,q in zip(held, now, strict=True)] == [follows]*6

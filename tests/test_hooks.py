@@ -8,6 +8,7 @@ import sys
 import warnings
 import weakref
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import RaiseAt, bunch, net, pickled, saved
+from helpers import RaiseAt, bunch, net, pickled, saved, small
 from minifast import hooks as module
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
@@ -30,6 +31,7 @@ from minifast.hooks import (Hook, Hooks, append_stats, calls_hooks, children, fi
                             get_min, in_backward, leaked_hooks, name_of, unmeasurable)
 from minifast.init import GeneralRelu
 from minifast.plot import plot_hists, plot_layers
+from minifast.safe_hooks import explain_in_place, made_at, place_hook
 from minifast.sched import LR_Find
 
 pytestmark = pytest.mark.filterwarnings('ignore:Guards may run slower')   # Python 3.13.0
@@ -1172,3 +1174,72 @@ def test_what_all_of_them_keep():
     m = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     with Hooks(m, lambda hook, mod, inp, outp: tuple(outp.shape)) as hooks: m(torch.zeros(4, 3))
     assert hooks.stored == [(4, 2), (4, 2)] and hooks[1:].stored == [(4, 2)]
+
+
+# --- what a Hook is made of, and the lesson's small one
+
+class Plain:
+    "The least that place_hook asks for"
+    is_forward, recomputed, called_as = True, False, 'f(…)'
+    def __init__(self, f): self.f = f
+
+def test_place_hook_with_an_object_of_ones_own():
+    m, plain = net(), Plain(shape)
+    before = traces(m)
+    undo = place_hook(m[0], plain)
+    m(x())
+    assert plain.stored == (7, 5) and undo.alive and [o.where for o in leaked_hooks(m)] == [', line 0: ']
+    undo(); undo()
+    assert not undo.alive and traces(m) == before
+    undo = place_hook(m[0], plain)
+    del plain
+    assert not undo.alive and traces(m) == before
+
+def test_a_call_that_a_backward_still_holds_does_nothing_once_it_is_undone():
+    m, plain = net(), Plain(count)
+    plain.is_forward = False
+    undo = place_hook(m[2], plain)
+    loss = m(x()).sum()
+    undo()
+    loss.backward()
+    assert not hasattr(plain, 'n') and not hasattr(plain, 'stored')
+
+def test_made_at_passes_over_the_package_and_one_class():
+    class Mine:
+        def __init__(self): self.where = made_at(), made_at(Mine)
+    inner, outer = Mine().where   # here
+    lines = Path(__file__).read_text(encoding='utf-8').split('\n')
+    assert inner[0] == outer[0] == __file__
+    assert 'self.where =' in lines[inner[1] - 1] and lines[outer[1] - 1].endswith('# here')
+
+def test_where_a_hook_was_made_can_be_said():
+    m = net()
+    hooks = [Hook(m[0], count, where=('a/b.py', 3)), *Hooks(m[1:3], count, where=('c.py', 4))]
+    assert len(hooks) == 3 and [o.where for o in leaked_hooks(m)] == ['b.py, line 3: ', 'c.py, line 4: ', 'c.py, line 4: ']
+
+def test_only_the_error_in_place_gets_a_note():
+    e = RuntimeError('Output 0 of BackwardHookFunctionBackward is a view and is being modified inplace')
+    other = RuntimeError('another')
+    for o in (e, other, None): explain_in_place(o)
+    assert 'inplace=False' in e.__notes__[0] and not hasattr(other, '__notes__')
+
+def test_the_small_hook_gives_the_stats_of_the_exported_one():
+    SmallHook, small_stats = small('06a_hooks', 'SmallHook'), small('06a_hooks', 'small_stats')
+    learn, run = get_runner(m := net(), bunch(), lr=.5)
+    mine = [SmallHook(layer, small_stats) for layer in m]
+    with Hooks(m, append_stats) as hooks: run.fit(3, learn)
+    for a, b in zip(mine, hooks, strict=True):
+        assert len(a.means) == len(a.stds) == len(a.hists) == 9 and not any(o.requires_grad for o in a.means)
+        assert_close(a.means, b.stats[0]); assert_close(a.stds, b.stats[1])
+        counts = torch.stack(a.hists).t()
+        assert (counts - get_hist(b, log=False)).abs().sum() <= 2 and counts.shape == (40, 9) and (counts.sum(0) > 0).all()
+    for h in mine: h.remove()
+    assert not any(o._forward_hooks for o in m)
+
+def test_the_small_hook_keeps_stored_and_leaves_the_output():
+    SmallHook, m, xb = small('06a_hooks', 'SmallHook'), net(), x()
+    want = m(xb)
+    with SmallHook(m[0], shape) as hook: assert_close(m(xb), want, rtol=0, atol=0)
+    assert hook.stored == (7, 5)
+    m(x(3))
+    assert hook.stored == (7, 5)   # it is gone

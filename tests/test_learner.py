@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.testing import assert_close
 
+from helpers import exact, small
 from minifast.data import DataBunch, DataLoader, Dataset, get_dls
 from minifast.learner import Learner, create_learner, get_model
 from minifast.losses import cross_entropy
@@ -213,3 +214,55 @@ def test_create_learner_refuses_a_model_without_parameters():
 def test_errors_of_model_func_come_through():
     def broken(data): raise KeyError('mine')
     with pytest.raises(KeyError, match='mine'): create_learner(broken, cross_entropy, bunch())
+
+
+# --- the small loop of the lesson
+
+def small_fit(*args):
+    "The lesson's loop; what it prints goes to `printed`"
+    printed = []
+    return small('04a_learner', 'small_fit', print=printed.append)(*args), printed
+
+def a_net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(.3), nn.Linear(8, 4)).double()
+
+@pytest.mark.parametrize('opt_func', [partial(optim.SGD, lr=.1), partial(optim.SGD, lr=.1, momentum=.9), optim.Adam], ids=str)
+def test_the_small_loop_trains_as_one_written_for_pytorch(opt_func):
+    "With dropout and batch norm, so that modes, and gradients left over, would show"
+    torch.manual_seed(1)
+    x, y = torch.randn(45, 6).double(), torch.randint(0, 4, (45,))
+    train_dl = [(x[i:i+8], y[i:i+8]) for i in range(0, 32, 8)]
+    valid_dl = [(x[32:40], y[32:40]), (x[40:], y[40:])]   # 8 and 5 items
+    ours, theirs = a_net(), a_net()
+    torch.manual_seed(2)
+    losses, printed = small_fit(3, ours, opt_func(ours.parameters()), F.cross_entropy, train_dl, valid_dl)
+
+    torch.manual_seed(2)
+    opt, want, rows = opt_func(theirs.parameters()), [], []
+    for _ in range(3):
+        theirs.train()
+        for xb, yb in train_dl:
+            opt.zero_grad(set_to_none=False)
+            loss = nn.CrossEntropyLoss()(theirs(xb), yb)
+            loss.backward()
+            opt.step()
+            want.append(loss.item())
+        theirs.eval()
+        pred = theirs(x[32:]).detach()   # all 13 at once
+        rows.append((nn.CrossEntropyLoss()(pred, y[32:]).item(), (pred.argmax(1) == y[32:]).double().mean().item()))
+    exact(ours.state_dict(), theirs.state_dict())
+    assert losses == want and not ours.training
+    for row, (loss, acc) in zip(printed[1:], rows, strict=True):
+        assert_close([float(o) for o in row.split()[2:]], [loss, acc], rtol=0, atol=6e-4)
+
+
+def test_the_small_loop_leaves_no_gradients_and_validation_makes_none():
+    model, seen = a_net(), []
+    class Looks(nn.Module):
+        def forward(self, x): seen.append((self.training, torch.is_grad_enabled())); return model(x)
+    x, y = torch.randn(8, 6).double(), torch.arange(8) % 4
+    box = Looks()
+    small_fit(1, box, optim.SGD(model.parameters(), lr=.1), F.cross_entropy, [(x, y)]*2, [(x, y)])
+    assert seen == [(True, True)]*2 + [(False, False)]
+    assert all(p.grad is None for p in model.parameters())

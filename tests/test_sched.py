@@ -15,7 +15,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from helpers import assert_same as same, quiet
+from helpers import assert_same as same, quiet, small
 from minifast.callback import Callback, CancelBatchException
 from minifast.core import set_seed
 from minifast.data import DataLoader, Dataset
@@ -102,6 +102,82 @@ def test_wrong_shares(pcts, n, says):
     with pytest.raises(ValueError, match=says): combine_scheds(pcts, [sched_no(1, 1)]*n)
 
 
+# --- the small ones of the lesson
+
+def lesson(name): return small('05c_anneal', name)
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.floats(0, 1, exclude_max=True))
+def test_the_small_combine_is_the_exported_one(shares, pos):
+    "Away from borders, where rounding decides which phase it is, and below 1"
+    pcts = [s/sum(shares) for s in shares]
+    borders = np.cumsum(pcts)
+    scheds = [f(i, i+1.5) for i, f in enumerate([sched_cos, sched_lin, sched_no, sched_cos, sched_lin][:len(pcts)])]
+    if min(abs(borders - pos)) < 1e-8: return
+    assert_close(lesson('small_combine')(pcts, scheds)(pos), combine_scheds(pcts, scheds)(pos), rtol=0, atol=1e-9)
+
+
+def test_the_small_combine_fails_at_the_end():
+    phases = [.3, .7], cos_1cycle_anneal(.1, 1, .01)
+    assert lesson('small_combine')(*phases)(1) is None
+    assert_close(combine_scheds(*phases)(1), .01)
+
+
+def test_the_small_annealer_gives_the_same_curve():
+    for pos in np.linspace(0, 1, 51): assert lesson('small_cos')(2, .1)(pos) == sched_cos(2, .1)(pos)
+    lin = lesson('small_annealer')(lambda start, end, pos: start + pos*(end-start))
+    assert lin(1, 2)(.25) == 1.25
+    with pytest.raises((AttributeError, pickle.PicklingError)): pickle.dumps(lin(1, 2))
+
+
+@pytest.mark.parametrize('opt_func', [partial(optim.SGD, lr=.1), optim.Adam], ids=str)
+@pytest.mark.parametrize('groups', [False, True])
+def test_the_small_scheduler_trains_to_the_same_weights(opt_func, groups):
+    cycle = combine_scheds([.3, .7], cos_1cycle_anneal(.01, .1, .001))
+    states = []
+    for cb in (lesson('SmallScheduler')(cycle), ParamScheduler('lr', cycle)):
+        set_seed(1)
+        learn = learner(opt_func, groups=groups)
+        quiet(cb).fit(3, learn)
+        states.append(learn.model.state_dict())
+    same(*states)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_the_small_sweep_sees_the_losses_of_the_exported_one(seed):
+    "On one seed, as far as both go: they end by other rules"
+    def fresh():
+        set_seed(seed)
+        return learner(dls=data(n=320))
+    rates, losses = lesson('small_sweep')(fresh(), n=40, lo=1e-4, hi=10.)
+    run = quiet(LR_Find(max_iter=40, min_lr=1e-4, max_lr=10))
+    run.fit(1, fresh())
+    n = min(len(losses), len(run.lr_find.losses))
+    assert n >= 20 and losses[:n] == run.lr_find.losses[:n]
+    assert_close(rates[:n], run.lr_find.lrs[:n])
+
+
+def test_the_small_sweep_leaves_its_traces_and_ends_at_a_bad_batch():
+    set_seed(0)
+    learn = learner(dls=data(n=320))
+    before = everything(learn)
+    rates, _ = lesson('small_sweep')(learn, n=30)
+    assert learn.opt.param_groups[0]['lr'] == rates[-1]
+    assert not learn.model[0].weight.equal(before['model']['0.weight'])
+    class BadLoss(nn.Module):
+        n = 0
+        def forward(self, pred, yb):
+            self.n += 1
+            return F.cross_entropy(pred, yb)*(5 if self.n == 11 else 1)
+    for kind in ('small', 'exported'):
+        learn = learner(dls=data(n=320))
+        learn.loss_func = BadLoss()
+        if kind == 'small': assert len(lesson('small_sweep')(learn, n=30, hi=1e-2)[1]) == 11
+        else:
+            run = quiet(LR_Find(max_iter=30, max_lr=1e-2))
+            run.fit(1, learn)
+            assert len(run.lr_find.losses) == 30
+
+
 # --- ParamScheduler
 
 @pytest.mark.parametrize('opt_func', [optim.SGD, partial(optim.SGD, foreach=True), partial(optim.Adam, foreach=True),
@@ -161,7 +237,7 @@ def test_a_rate_is_no_schedule():
     with pytest.raises(TypeError, match='takes functions of pos, got 0.1'): ParamScheduler('lr', .1)
 
 
-def test_the_epoch_is_planned_anew_when_it_changes():
+def test_rates_follow_pos_when_the_training_grows():
     "A callback may change `run.epochs` in the middle of an epoch: rates follow `run.pos`"
     seen = []
     class Longer(Callback):
@@ -175,8 +251,8 @@ def test_the_epoch_is_planned_anew_when_it_changes():
     assert_close([lr for lr, _ in seen], [want for _, want in seen])
 
 
-def test_a_batch_too_many_has_the_last_rate():
-    cb = ParamScheduler('lr', sched_lin(1, 0))
+def test_a_batch_too_many_has_the_rate_of_the_end():
+    cb = ParamScheduler('lr', sched_lin(1, .1))
     learn, run = learner(), quiet(cb)
     class More(Callback):
         def after_epoch(self):   # by hand, behind the three that the loader promised
@@ -185,7 +261,7 @@ def test_a_batch_too_many_has_the_last_rate():
             self.run.in_train = False
     run.add_cb(More())
     run.fit(1, learn)
-    assert_close(learn.opt.param_groups[0]['lr'], 1/3)
+    assert_close(learn.opt.param_groups[0]['lr'], .1)
 
 
 @pytest.mark.parametrize('pos', [1 + 1e-12, 1.0000001, 1.5, torch.tensor(1.0000001), np.float32(1.0000001)])
