@@ -38,7 +38,8 @@ A check says what fails and why. `hint` has three hints, one at a time. `solutio
 {badge.replace(f'/nbs/{name}', f'/nbs/exercises/{name}')}"""
     install = next(c for c in cells if 'pip' in source(c) and 'hide' in source(c))
     shared = min(len(ex.setup) for ex in found)
-    setup = '\n'.join(['from minifast.check import check, hint, progress, solution', *found[0].setup[:shared]])
+    names = 'from minifast.check import check, hint, progress, solution'
+    setup = '\n'.join([names, *found[0].setup[:shared]])
     made = [md('intro', intro), code('install', source(install)), code('setup', setup)]
     for ex in found: made += exercise_cells(ex, shared)
     made.append(code('progress', f"progress('{name.split('_')[0]}')"))
@@ -67,7 +68,7 @@ def card(found):
 def renewed(lesson, found):
     "The lesson with its card and its list of exercises renewed; stubs that stood below the list go"
     cells = lesson['cells']
-    starts = [i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and source(c)[:2] in ('# ', '##')]
+    starts = [i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and source(c).startswith('#')]
     at = next(i for i in starts if source(cells[i]).startswith('## Exercises'))
     end = next((i for i in starts if i > at), len(cells))
     cells = [*cells[:at], dict(cells[at], source=listed(found).splitlines(True)), *cells[end:]]
