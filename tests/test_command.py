@@ -165,7 +165,7 @@ def one_line(capsys, says):
 def test_alone_it_says_what_can_be_done(capsys):
     assert main([]) == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 5 and not err
+    assert len(out.splitlines()) == 6 and not err
     assert all(o in out for o in ('minifast train ', 'minifast train --help', 'minifast lessons DEST', 'minifast exercises', 'minifast --help'))
 
 WRONG = [('trian', "'trian'.*train.*lessons"), ('lessons', 'DEST'), ('train --foo', '--foo'), ('train --recipe x', 'best.*plain'),

@@ -13,6 +13,7 @@ solutions = sorted((root/'nbs/solutions').glob('*.ipynb'))
 made = sorted((root/'nbs/exercises').glob('*.ipynb'))
 cases = [pytest.param(ex, o, id=f'{ex.id}-{i}') for ex in every for i, o in enumerate(ex.answers)]
 slips = [pytest.param(ex, *o, id=f'{ex.id}-slip{i}') for ex in every for i, o in enumerate(ex.slips)]
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')   # a slip's __del__
 def ids(o): return getattr(o, 'id', getattr(o, 'stem', None))
 
 @pytest.fixture(autouse=True)
