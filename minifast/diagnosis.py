@@ -8,28 +8,140 @@ __all__ = ['plot_telemetry', 'Limits', 'Cause', 'Diagnosis', 'diagnose']
 # %% ../nbs/06ab_diagnosis.ipynb #7fcec408
 import math
 import re
+from itertools import groupby
+from textwrap import wrap
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .core import ListContainer
-from .plot import get_grid, layer_colors, plot_hists, plot_layers
+from .plot import layer_colors, plot_hists
 from .telemetry import Flow, Telemetry, Watch
 
-# %% ../nbs/06ab_diagnosis.ipynb #a99aa89d
-def _lines(ax, iters, ys, ylabel):
-    "A line for each layer, on a log axis where they are orders of magnitude apart"
-    ax.set_prop_cycle(color=layer_colors(len(ys)))
-    ax.plot(iters, ys.T)
-    ax.set(xlabel='iteration', ylabel=ylabel)
-    some = ys[ys.isfinite()]
-    if len(some) and some.min() > 0 and some.max() > 100*some.min(): ax.set_yscale('log')
+# %% ../nbs/06ab_diagnosis.ipynb #e0725427
+def _block(name, k=1):
+    "`name` up to its `k`-th number: 'blocks.3' of 'blocks.3.mlp.fc1'; all of one that has fewer"
+    start = re.match(r'(?:\D*\d+){%d}' % k, name)
+    return start[0] if start else name
 
+def _runs(names, most=8):
+    "Neighbouring layers together, by whole blocks, `most` lists at most; how deep the blocks are"
+    def blocks(k):
+        return [[*g] for _,g in groupby(range(len(names)), lambda i: _block(names[i], k))]
+    k = next((k for k in (1, 2, 3) if len(blocks(k)) > 3), 1)
+    found = blocks(k)
+    for size in range(len(names)):   # of the longest run: as short as can be
+        runs = []
+        for o in found:
+            if runs and len(runs[-1]) + len(o) <= size: runs[-1] = runs[-1] + o
+            else: runs.append(o)
+        if len(runs) <= most: break
+    return runs,k
+
+def _short(s, n):
+    "The beginning and the end of a long text, `n` letters in all"
+    return s if len(s) <= n else f'{s[:n//3]}…{s[n//3+1-n:]}'
+
+def _span(first, last, k):
+    "'blocks.3', or 'blocks.3 to 5', or 'stem to blocks.1'"
+    a,b = _block(first, k),_block(last, k)
+    one = a == b
+    start = a.rstrip('0123456789')
+    if start == b.rstrip('0123456789'): b = b[len(start):]   # only its number
+    return f'{"" if start else "block "}{a}' + ('' if one else f' to {b}')
+
+# %% ../nbs/06ab_diagnosis.ipynb #b10cd2bb
+class _Line(NamedTuple):
+    "What is drawn in one colour: a layer, or a run of them"
+    label:str
+    layers:tuple
+    color:str
+    @property
+    def rgb(self): return [int(self.color[i:i+2], 16)/255 for i in (1, 3, 5)]
+
+def _drawn(names, called, most=16):
+    "A `_Line` for each layer that was called; where these are many, for each run of blocks"
+    seen = called.any(1).nonzero().flatten().tolist()
+    bare = [re.sub(r'^[A-Z]\w* (?=\S)', '', o) for o in names]   # without the type
+    runs,k = [[j] for j in range(len(seen))],1
+    if len(seen) > most: runs,k = _runs([bare[i] for i in seen])
+    made = [tuple(seen[j] for j in o) for o in runs]
+    def label(o):
+        if len(o) == 1: return _short(f'{o[0]} {names[o[0]]}', 21)
+        return _short(_span(bare[o[0]], bare[o[-1]], k), 26)
+    return [_Line(label(o), o, c) for o,c in zip(made, layer_colors(len(made)))]
+
+def _middle(ys):
+    "(3,batches) The median of the layers in `ys`, the least and the largest, without nan"
+    known = ys.isfinite()
+    low,high = (ys.where(known, o).where(known.any(0), math.nan) for o in (math.inf, -math.inf))
+    return torch.stack([ys.where(known, math.nan).nanmedian(0).values, low.amin(0), high.amax(0)])
+
+def _axes(n, title):
+    "Two rows of two axes, and below them `n` smaller ones, four in a row"
+    import matplotlib.pyplot as plt
+    rows = math.ceil(n/4)
+    fig = plt.figure(figsize=(10.5, 2.1*(2 + rows)), layout='constrained')
+    parts = fig.add_gridspec(2, 1, height_ratios=[2, rows]) if rows else [fig.add_gridspec(1, 1)[0]]
+    grid = parts[0].subgridspec(2, 2)
+    places = [grid[i] for i in range(4)]
+    if rows: grid = parts[1].subgridspec(rows, 4)
+    places += [grid[i] for i in range(n)]
+    if title: fig.suptitle(title)
+    axs = np.array([fig.add_subplot(o) for o in places])
+    for ax in axs: ax.spines[['top', 'right']].set_visible(False)
+    return axs
+
+def _lines(ax, t, ys, called, drawn, ylabel):
+    "A line for each of `drawn`, its label at its end; with its range where it is of many layers"
+    iters,ends = t.iters,[]
+    for o in drawn:
+        at = called[[*o.layers]].any(0)   # the batches in which it wasn't called are no gap
+        mid,*edges = _middle(ys[[*o.layers]][:,at])
+        ax.plot(iters[at], mid, '.-' if at.sum() == 1 else '-', color=o.color)
+        ends.append(mid[mid.isfinite()][-1:].tolist())
+        if len(o.layers) == 1: continue
+        ax.fill_between(iters[at], *edges, color=o.color, alpha=.03, linewidth=0)
+        for e in edges: ax.plot(iters[at], e, color=o.color, linewidth=.6, alpha=.7)
+    ax.set(xlabel='iteration', ylabel=ylabel)
+    ax.margins(x=0)
+    some = ys[ys.isfinite()]
+    if 'share' in ylabel: ax.set_ylim(-.02, 1.02)
+    elif len(some) and some.min() > 0 and some.max() > 100*some.min(): ax.set_yscale('log')
+    _label_ends(ax, {o: end[0] for o,end in zip(drawn, ends) if end})   # nan has none
+
+def _apart(ys, gap):
+    "The heights `ys`, rising, moved apart by `gap` at least, and down to 1 again"
+    for i in range(1, len(ys)): ys[i] = max(ys[i], ys[i-1] + gap)
+    top = max(1., gap*(len(ys) - 1))
+    return [min(y, top - gap*i) for i,y in zip(reversed(range(len(ys))), ys)]
+
+def _label_ends(ax, ends, gap=.07):
+    "Texts right of the axes, each as near to its line's end as there is room for"
+    ax.get_ylim()   # settles it
+    height = ax.transData + ax.transAxes.inverted()
+    ends = {o: height.transform((0, y))[1] for o,y in ends.items()}
+    if len(ends) > 1 and max(ends.values()) - min(ends.values()) < .01:   # all on one another
+        at,*_ = ends.values()
+        ax.text(1.01, at, f'all {len(ends)}', transform=ax.transAxes, va='center', fontsize=6.5)
+        return
+    order = sorted(reversed(ends), key=ends.get)
+    for o,y in zip(order, _apart([ends[o] for o in order], gap)):
+        dark,where = tuple(.75*v for v in o.rgb),'axes fraction'
+        lead = dict(arrowstyle='-', color=o.color, lw=.8, shrinkA=0, shrinkB=0, relpos=(0, .5))
+        ax.annotate(o.label, (1, ends[o]), (1.05, y), where, where, fontsize=6.5, color=dark,
+                    va='center', arrowprops=lead)
+
+# %% ../nbs/06ab_diagnosis.ipynb #a7fa9b6f
 def _heat_map(ax, h, rng, title, every):
     "The histograms `h` of a layer over time, from the lowest bin in use to the highest"
     used,w = h.sum(1).nonzero().flatten().tolist(),(rng[1] - rng[0])/len(h)
     rng = rng[0] + used[0]*w, rng[0] + (used[-1]+1)*w
-    plot_hists(h[used[0]:used[-1]+1], ax, rng, title, ylabel='value', every=every)
+    last = h.any(0).int().cumsum(0) - 1   # where it wasn't called: as in the batch before
+    h = h[:,h.any(0)][:,last.clamp(min=0)]
+    plot_hists(h[used[0]:used[-1]+1], ax, rng, ylabel='value', every=every)
+    ax.set_title(_short(title, 30), fontsize=9)
 
 def _pick(hists, n=4):
     "About `n` layers that have histograms, evenly spread"
@@ -37,7 +149,18 @@ def _pick(hists, n=4):
     if not full: return []
     return sorted({full[round(o)] for o in torch.linspace(0, len(full)-1, n).tolist()})
 
-# %% ../nbs/06ab_diagnosis.ipynb #7aeb5dd5
+def _uncalled(names, called):
+    "What is to be said of the layers that weren't called in each batch"
+    share = called.float().mean(1)
+    def told(o): return ', '.join(o[:3]) + (f' and {len(o)-3} more' if len(o) > 3 else '')
+    some = [f'{names[i]} ({int(called[i].sum())} of {called.shape[1]} batches)'
+            for i in ((share > 0) & (share < 1)).nonzero().flatten().tolist()]
+    never = [names[i] for i in (share == 0).nonzero().flatten().tolist()]
+    kinds = ('called now and then', some), ('never called', never)
+    return [f'{k}: {told(o)}' for k,o in kinds if o]
+
+_HOW = 'a line is the median of some layers, between thin ones from the least to the largest'
+
 def plot_telemetry(
     t:Telemetry, # of a batch or more
     title:str='', # the finding, in a few words
@@ -47,22 +170,21 @@ def plot_telemetry(
     r = t.reading
     if not len(r.iters): raise ValueError(
         f'got {t}, so there is nothing to draw: train with it first')
-    names = [f'{i} {o}' for i,o in enumerate(t.names)]
     layers = _pick(r.hists) if layers is None else layers
     if none := [i for i in layers if not r.hists[i].any()]: raise ValueError(
         f'got layers={layers}, but {none} have no histogram: give layers that were called')
-    rows = 1 + math.ceil(len(layers)/4)
-    size = 12,2.6*rows
-    axs = get_grid(4 + len(layers), rows, 4, figsize=size, title=title or None)[1]
-    _lines(axs[0], r.iters, r.stats[0], 'mean')
-    _lines(axs[1], r.iters, r.stats[1], 'standard deviation')
-    _lines(axs[2], r.iters, r.dead, 'share at the floor')
-    plot_layers(r.near_zero, axs[3], [o[:12] for o in names], every=t.every,
-                ylabel=f'share within ±{t.near or 0:g}')
-    for ax in axs[2:4]: ax.set_ylim(-.02, 1.02)
-    ranges = r.ranges.tolist()
+    axs = _axes(len(layers), title)
+    called = r.dead.isfinite()
+    drawn = _drawn(t.names, called)
+    what = 'mean', 'standard deviation', 'share at the floor', f'share within ±{t.near or 0:g}'
+    for ax,ys,k in zip(axs, (*r.stats, r.dead, r.near_zero), what):
+        counted = t.near is not None or 'share' not in k
+        _lines(ax, r, ys, called, drawn if counted else [], k if counted else 'share (not counted)')
     for ax,i in zip(axs[4:], layers):
-        _heat_map(ax, r.hists[i], ranges[i], names[i], t.every)
+        _heat_map(ax, r.hists[i], r.ranges[i].tolist(), f'{i} {t.names[i]}', t.every)
+    told = _uncalled(t.names, called)
+    if any(len(o.layers) > 1 for o in drawn): told.insert(0, _HOW)
+    axs[0].figure.supxlabel('; '.join(told), fontsize=8)
     return axs
 
 # %% ../nbs/06ab_diagnosis.ipynb #42ab12fa
@@ -96,15 +218,17 @@ class Cause(NamedTuple):
         alone = not self.first or self.layers == (self.first,)
         begin = '' if alone else f'; it began in {self.first}'
         then = f' It leads to: {", ".join(self.then)}.' if self.then else ''
-        return (f'{self.kind} since iteration {self.since}: {_places(self.layers)}{begin}\n'
-                f'    {self.measured}; healthy is {self.usual}. To do: {self.mend}.{then}')
+        where = f'{self.kind} since iteration {self.since}: {_places(self.layers)}{begin}'
+        what,todo = f'    {self.measured}; healthy is {self.usual}.',f'To do: {self.mend}.{then}'
+        lines = [where, f'{what} {todo}']
+        if len(lines[1]) > 100: lines = [where, what, f'    {todo}']
+        return '\n'.join(o for s in lines for o in wrap(s, 100, subsequent_indent='    '))
 
 def _places(names):
     "A few words for many layers: the first and the last block, and how many they are"
     if len(names) <= 2: return ' and '.join(names)
-    blocks = [re.match(r'\D*\d*', n)[0] or n for n in names]
-    ends = blocks[0] if blocks[0] == blocks[-1] else f'{blocks[0]} to {blocks[-1]}'
-    return f'{ends}, {len(names)} layers'
+    first,last = _block(names[0]),_block(names[-1])
+    return f'{first if first == last else f"{first} to {last}"}, {len(names)} layers'
 
 class Diagnosis(ListContainer):
     "Causes, the earliest first, that print in ten lines at most; empty if all is well"
@@ -117,8 +241,12 @@ class Diagnosis(ListContainer):
         super().__init__(causes)
         self.rows,self.seen,self.idle = list(rows),seen,list(idle)
     def __repr__(self):
-        lines = [*map(str, self[:4])] or [f'{self.seen}: no layer looks ill']
-        if len(self) > 4: lines.append(f'and {len(self)-4} more causes: print(*d, sep="\\n")')
+        lines,shown = [] if len(self) else [f'{self.seen}: no layer looks ill'],0
+        for c in map(str, self):
+            if shown and len(lines) + c.count('\n') > 7: break
+            lines += c.split('\n')
+            shown += 1
+        if left := len(self) - shown: lines.append(f'and {left} more: print(*d, sep="\\n")')
         if self.idle: lines.append(f'never called: {_places(self.idle)}')
         return '\n'.join(lines)
 
@@ -132,24 +260,32 @@ class _Tables:
         noted = torch.zeros(len(self.weights), 4, 0)
         if self.its: noted = torch.stack([o.double() for _,o in watch.steps], 2)
         self.size,self.step,self.grad,self.along = noted.unbind(1)
-        called = (n for _,names,_ in watch.flows for n in names)
-        self.order = list(dict.fromkeys(called))
+        def is_layer(n): # and not what makes a layer's weights, as weight_norm does
+            layer,*part = n.split('.parametrizations.')
+            return not part or layer not in self.kinds
+        self.all = [*filter(is_layer, self.kinds)]
+        called = dict.fromkeys(n for _,names,_ in watch.flows for n in names)
+        self.order = [*filter(is_layer, called)]
         self.rank = {n: i for i,n in enumerate(self.order)}
         self.flow = self._by_layer(watch.flows)
         usual = torch.tensor([w.usual for w in self.weights]).view(-1, 1)
         # weights that begin near 0 on purpose have steps that are large for them alone
         self.change = self.step/torch.maximum(self.size, usual)
-        self.matrices = [i for i,w in enumerate(self.weights) if w.matrix]
-        self.owners = [n for n in self.order if any(w.matrix for w in self.of(n))]
+        self.matrices = [i for i,w in enumerate(self.weights) if w.matrix or self._made_of(w)]
+        mixing = {self.weights[i].layer for i in self.matrices}
+        self.owners = [n for n in self.order if n in mixing]
     def _by_layer(self, flows):
         "layer -> ((batches,), a Flow of (batches,)): of calls in one batch the largest numbers"
         found = {n: {} for n in self.order}
         for it,names,rows in flows:
             for n,row in zip(names, rows):
+                if n not in found: continue
                 was = found[n].get(it)
                 found[n][it] = row if was is None else torch.fmax(was, row)
         def column(rows): return [*rows],Flow(*torch.stack([*rows.values()], 1).double())
         return {n: column(rows) for n,rows in found.items()}
+    def _made_of(self, w): # a parametrization, as weight_norm, makes the matrix of it
+        return w.fan_in > 1 and self.kinds.get(w.layer, '').startswith('Parametrized')
     def of(self, name): return [w for w in self.weights if w.layer == name]
     def numbers(self, name): return [i for i,w in enumerate(self.weights) if w.layer == name]
 
@@ -158,6 +294,7 @@ def _since(its, shows, hold):
     n = int(shows.flip(-1).int().cumprod(-1).sum())
     return its[-n] if n >= hold and n else None
 
+# %% ../nbs/06ab_diagnosis.ipynb #e2a0b001
 def _inputs(t, lim):
     "The first layer gets numbers far from 1"
     firsts = [n for n in t.order if n in t.owners or t.kinds[n] == 'norm']
@@ -168,6 +305,7 @@ def _inputs(t, lim):
     yield Cause('inputs', its[0], firsts[0], (firsts[0],), size, 'about 1',
                 'normalise it (04 data)')
 
+# %% ../nbs/06ab_diagnosis.ipynb #e2a0b003
 def _free(t):
     "The matrices whose scale matters: no norm takes what their layer gives"
     normed = {a for a,b in t.watch.into.items() if t.kinds[b] == 'norm'}
@@ -202,7 +340,22 @@ def _scale(t, lim):
     yield Cause('scale', t.its[0], names[0], tuple(names), found[names[0]], '.1 to 2 times',
                 'another start (06c init)')
 
-# %% ../nbs/06ab_diagnosis.ipynb #7e1fd72e
+# %% ../nbs/06ab_diagnosis.ipynb #e2a0b005
+def _saturated(t, lim):
+    "The activation hardly depends on what it gets"
+    flat = {n: _since(its, flow.slope < lim.saturated, lim.hold)
+            for n,(its,flow) in t.flow.items()}
+    last = t.rank[t.owners[-1]] if t.owners else 0   # an answer may be sure of itself
+    names = [n for n,s in flat.items() if s is not None and t.rank[n] <= last]
+    if not names: return
+    first = min(names, key=lambda n: (flat[n], t.rank[n]))
+    before = [n for n in t.owners if t.rank[n] <= t.rank[first]]
+    slope = float(t.flow[first][1].slope[-1])
+    yield Cause('saturated', flat[first], (before or [first])[-1], tuple(names),
+                f'its slope is {slope:.2g} of the largest', 'above .25',
+                'smaller weights (06c init), or a norm (07 batch norm)')
+
+# %% ../nbs/06ab_diagnosis.ipynb #e2a0b008
 def _rate(t, lim):
     "Steps as large as the weights, or none that changes anything"
     change = t.change[t.matrices].nan_to_num(0)
@@ -220,6 +373,7 @@ def _rate(t, lim):
                     f'no step above {t.change.nan_to_num(0).max():.1g} of a weight', '.0001 to .1',
                     'a higher rate (05c anneal)')
 
+# %% ../nbs/06ab_diagnosis.ipynb #53a00bde
 def _decay(t, lim):
     "All weights shrink along themselves, ten steps long"
     shrink = (-t.along/t.size**2)[t.matrices].nan_to_num(0)
@@ -233,6 +387,7 @@ def _decay(t, lim):
                 f'each step takes {means.max():.2g} of all weights away', 'below .001',
                 'a smaller weight_decay')
 
+# %% ../nbs/06ab_diagnosis.ipynb #8d20fbfd
 def _not_finite(t, lim):
     "nan or inf"
     bad = {n: _since(its, flow.bad > 0, 1) for n,(its,flow) in t.flow.items()}
@@ -243,6 +398,7 @@ def _not_finite(t, lim):
                 'look at what it gets and computes (06b hook callbacks, FindNan)')
 
 _DEAD = 'a lower rate (05c anneal), or another start (06c init)'
+
 def _dead(t, lim):
     "A rectifier gives nothing but its floor"
     off = {n: _since(its, flow.dead >= lim.dead, lim.hold)
@@ -254,7 +410,7 @@ def _dead(t, lim):
     yield Cause('dead', off[first], before[-1] if before else first, tuple(names),
                 f'all that {first} gives is its floor', 'half', _DEAD)
 
-# %% ../nbs/06ab_diagnosis.ipynb #e2a0b002
+# %% ../nbs/06ab_diagnosis.ipynb #dbc20f01
 def _no_gradient(t, lim):
     "None comes back to a layer, though later ones learn; or nothing but zeros"
     none,zero = {},{}
@@ -277,6 +433,7 @@ def _no_gradient(t, lim):
     yield Cause('dead', zero[first], first, tuple(still), 'its gradient is exactly 0', 'never',
                 _DEAD)
 
+# %% ../nbs/06ab_diagnosis.ipynb #863857dc
 def _frozen(t, lim):
     "It stands still between layers that learn, and most of its kind learn"
     def stands(n): return all(w.why for w in t.of(n)) and not t.step[t.numbers(n),-1].any()
@@ -296,20 +453,7 @@ def _frozen(t, lim):
                 'to learn, as the layers like it',
                 'call requires_grad_() before the optimiser is made')
 
-def _saturated(t, lim):
-    "The activation hardly depends on what it gets"
-    flat = {n: _since(its, flow.slope < lim.saturated, lim.hold)
-            for n,(its,flow) in t.flow.items()}
-    last = t.rank[t.owners[-1]] if t.owners else 0   # an answer may be sure of itself
-    names = [n for n,s in flat.items() if s is not None and t.rank[n] <= last]
-    if not names: return
-    first = min(names, key=lambda n: (flat[n], t.rank[n]))
-    before = [n for n in t.owners if t.rank[n] <= t.rank[first]]
-    slope = float(t.flow[first][1].slope[-1])
-    yield Cause('saturated', flat[first], (before or [first])[-1], tuple(names),
-                f'its slope is {slope:.2g} of the largest', 'above .25',
-                'smaller weights (06c init), or a norm (07 batch norm)')
-
+# %% ../nbs/06ab_diagnosis.ipynb #7cc5b138
 def _vanishing(t, lim):
     "At the last layer all items look the same; or a layer's steps are far below the others'"
     seen = [n for n in t.owners if t.flow[n][1].spread.isfinite().any()]
@@ -317,7 +461,8 @@ def _vanishing(t, lim):
         (_,first),(its,last) = t.flow[seen[0]],t.flow[seen[-1]]
         start = float(first.spread.nan_to_num(0).median().clamp(max=1))
         s = _since(its, last.spread < lim.faint*start, lim.long)
-        if s is not None and last.spread[-1] < 3*last.spread[its.index(s)]:   # no return
+        back = max(3*float(last.spread[its.index(s or its[0])]), lim.faint*start/10)
+        if s is not None and last.spread[-1] < back:
             yield _faint(t, seen, s, float(last.spread[-1]))
             return
     ill = {}
@@ -346,10 +491,12 @@ def _faint(t, seen, since, spread):
                  f'at {seen[-1]} the items differ by {spread:.1g}', '.1 or more',
                  'larger weights (06c init, 07a LSUV), or a norm (07 batch norm)')
 
-# %% ../nbs/06ab_diagnosis.ipynb #e2a0b005
+# %% ../nbs/06ab_diagnosis.ipynb #a26fd124
 _RULES = (_inputs, _scale, _rate, _decay, _not_finite, _dead, _no_gradient, _frozen, _saturated,
           _vanishing)
+
 _SPOILT = 'not finite', 'dead', 'saturated', 'vanishing'
+
 _LEADS_TO = {   # from the gravest; what follows from a cause isn't told as another
     'inputs': (*_SPOILT, 'scale', 'rate too high', 'rate too low', 'weight decay'),
     'saturated': ('scale', 'rate too high', 'not finite', 'dead', 'vanishing'),
@@ -360,6 +507,7 @@ _LEADS_TO = {   # from the gravest; what follows from a cause isn't told as anot
     'not finite': ('rate too high', 'weight decay', 'dead', 'saturated', 'vanishing'),
     'dead': ('scale', 'vanishing'),
     'no gradient': (), 'frozen': (), 'vanishing': ()}
+
 _STEPS = 'rate too high', 'rate too low', 'weight decay'
 
 def _when(c): # the forward of a batch comes before its step
@@ -383,6 +531,7 @@ def diagnose(
     later = {o.kind for c in first for o in _follow(c, first)}
     told = [c._replace(then=tuple(o.kind for o in _follow(c, first)))
             for c in first if c.kind not in later]
+    told.sort(key=lambda c: (c.since, c.kind == 'vanishing'))   # a rate is sooner mended
     rows = [(n, c.kind, c.since) for c in found for n in c.layers]
-    idle = [n for n in watch.kinds if n not in t.rank] if watch.flows else []
+    idle = [n for n in t.all if n not in t.rank] if watch.flows else []
     return Diagnosis(told, rows, repr(watch), idle)

@@ -15,14 +15,18 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.testing import assert_close
 
-from helpers import RaiseAt, bunch as make_bunch, net
+from helpers import RaiseAt, bunch as make_bunch, net, small
 from minifast.callback import (EVENTS, Callback, CancelBatchException, CancelEpochException,
                                CancelTrainException)
 from minifast.cnn import get_runner
 from minifast.core import set_seed
+from minifast.data import DataBunch, DataLoader, Dataset
 from minifast.hook_callbacks import ActivationStats, HookCallback, hook_output, hook_outputs
+from minifast.gradients import GradientAccumulation
 from minifast.hooks import children, leaked_hooks
 from minifast.init import GeneralRelu
+from minifast.learner import Learner
+from minifast.runner import Runner
 from minifast.sched import LR_Find, Recorder
 from minifast.telemetry import Log
 
@@ -162,7 +166,7 @@ def test_what_cant_be_measured_is_passed_over_and_said_once(what):
 def test_torchscript_in_a_model_is_left_alone_and_said_before_the_fit():
     m = nn.Sequential(nn.Linear(6, 5), torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, 3))
     learn, run = make(stats := ActivationStats(), model=m)
-    with pytest.warns(UserWarning, match='1 modules in TorchScript call no hooks: they are not watched'): run.fit(1, learn)
+    with pytest.warns(UserWarning, match='not watched, as TorchScript calls no hooks: 1 of 3 modules'): run.fit(1, learn)
     assert stats.outputs.names == ['Linear 0', 'Linear 2'] and stats.stats.isfinite().all()
     was = copy.deepcopy(m[0].state_dict())
     learn, run = make(ActivationStats(m), model=m)
@@ -799,3 +803,43 @@ def test_what_lesson_06ac_makes_can_be_had_here():
     from minifast import hook_callbacks, summary
     assert hook_callbacks.model_summary is summary.model_summary and 'model_summary' in hook_callbacks.__all__
     assert hook_callbacks.model_sizes is summary.model_sizes and 'model_sizes' in hook_callbacks.__all__
+
+
+@pytest.mark.parametrize('n, every', [(20, 1), (21, 4)])
+def test_many_layers_are_noted_in_each_fourth_batch(n, every):
+    m = nn.Sequential(*[o for _ in range(n) for o in (nn.Linear(6, 6), nn.Tanh())])
+    data = DataBunch(DataLoader(Dataset(torch.randn(40, 6), torch.zeros(40).long()), 2), None)
+    s, asked = ActivationStats(), ActivationStats(every=1)
+    learn, run = get_runner(m, data, lr=.1, cbs=[s, asked])
+    run.fit(1, learn)
+    assert s.iters.tolist() == list(range(0, 20, every)) and asked.iters.tolist() == list(range(20))
+    assert [o[0] for o in s.watch.steps] == list(range(20)) == [o[0] for o in asked.watch.steps]   # the diagnosis sees all
+    assert_close(s.stats, asked.stats[:, :, ::every])
+
+
+def test_the_small_one_has_the_numbers_of_the_exported():
+    "Means and standard deviations of all children, of training batches only; its histograms count what lies from -10 to 10"
+    stats, few = ActivationStats(children, every=1, sample=None, rng=(-10, 10)), small('06b_hook_callbacks', 'SmallStats')()
+    learn, run = make(stats, few)
+    run.fit(2, learn)
+    assert few.means.shape == (5, 10) and leaked_hooks(learn.model) == []
+    assert_close(torch.stack([few.means, few.stds]), stats.stats, rtol=1e-5, atol=1e-6)
+    assert torch.equal(few.hists.sum(1), stats.hists.sum(1).float())
+
+def test_the_small_one_takes_its_hooks_away_after_an_error():
+    few = small('06b_hook_callbacks', 'SmallStats')()
+    learn, run = make(few, RaiseAt('after_loss', RuntimeError('x')))
+    with pytest.raises(Exception): run.fit(1, learn)
+    assert leaked_hooks(learn.model) == []
+
+
+@pytest.mark.parametrize('every', [1, 2, 4])
+def test_steps_are_noted_where_several_batches_make_one(every):
+    "Of 24 batches each fourth ends in a step; each so many of these are noted"
+    set_seed(0)
+    model, stats = net(), ActivationStats(every=every)
+    learn = Learner(model, torch.optim.SGD(model.parameters(), lr=.1), F.cross_entropy, make_bunch(96, 4))
+    run = Runner([stats, GradientAccumulation(4)])
+    run.fit(1, learn)
+    assert len(stats.watch.steps) == -(-6//every) and stats.watch.flows
+    assert 'rate too low' not in {o.kind for o in stats.diagnose()}

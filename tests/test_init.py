@@ -11,7 +11,7 @@ from torch.nn import init
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
-from helpers import blobs, conv2d, image_cbfs as cbfs, pickled
+from helpers import blobs, conv2d, image_cbfs as cbfs, pickled, small
 from minifast.cnn import Lambda, flatten
 from minifast.core import set_seed
 from minifast.init import GeneralRelu, conv_layer, get_learn_run, init_cnn, set_weight
@@ -26,6 +26,30 @@ def composed(x, leak, sub, maxv):
     if sub  is not None: x = torch.sub(x, sub)
     if maxv is not None: x = torch.minimum(x, torch.tensor(maxv, dtype=x.dtype))
     return x
+
+
+# --- the lesson's small version
+
+@pytest.mark.parametrize('leak', [0., .1, 1.])
+def test_the_small_version_draws_what_torch_and_init_cnn_draw(leak):
+    "Bit by bit, with the same seed; but a layer without a rectifier behind it gets another gain from init_cnn"
+    small_kaiming, act = small('06c_init', 'small_kaiming'), nn.LeakyReLU(leak)
+    m = nn.Sequential(nn.Conv2d(1, 8, 5), act, nn.Conv2d(8, 16, 3), act, nn.Flatten(), nn.Linear(16*4, 10))
+    set_seed(3); assert small_kaiming(m, leak) is m
+    ours, last = [copy.deepcopy(o) for o in (m[0], m[2])], m[5].weight.clone()
+    set_seed(3)
+    for o in (*ours, m[5]):
+        w = init.kaiming_normal_(torch.empty_like(o.weight), a=leak)
+        assert_close(o.weight.detach(), w, rtol=1e-6, atol=1e-7)
+        assert o.bias.eq(0).all()
+    set_seed(3); init_cnn(m)
+    for o, want in zip((m[0], m[2]), ours): assert_close(o.weight, want.weight, rtol=0, atol=0)
+    assert_close(m[5].weight.detach()*math.sqrt(6/(1 + leak**2)), last, rtol=1e-5, atol=1e-6)
+
+def test_the_small_version_keeps_the_signal_through_fifty_layers():
+    small_kaiming = small('06c_init', 'small_kaiming')
+    m, x = nn.Sequential(*[o for _ in range(50) for o in (nn.Linear(256, 256), nn.ReLU())]), torch.randn(64, 256)
+    with torch.no_grad(): assert .1 < small_kaiming(m)(x).pow(2).mean() < 10
 
 
 # --- GeneralRelu

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
-from helpers import assert_same, blobs, image_cbfs as cbfs, randomness, saved
+from helpers import assert_same, blobs, image_cbfs as cbfs, randomness, saved, small
 from minifast.callback import Callback
 from minifast.cnn import BatchTransformXCallback, CudaCallback, Lambda, flatten
 from minifast.core import set_seed
@@ -54,6 +54,30 @@ def finite(m): return all(t.isfinite().all() for t in m.state_dict().values())
 
 @pytest.fixture
 def xb(): return torch.randn(32, 1, 20, 17)*.8 + .3
+
+
+# --- the lesson's small version
+
+def deep(act, depth=20): # the lesson's net, narrower
+    return nn.Sequential(*[o for _ in range(depth) for o in (nn.Linear(40, 40), act())], nn.Linear(40, 10))
+
+@pytest.mark.parametrize('act', [nn.SiLU, nn.GELU, nn.ReLU, nn.Tanh])
+def test_the_small_version_on_a_deep_net(act):
+    small_lsuv = small('07a_lsuv', 'small_lsuv')
+    m, x = deep(act), torch.randn(200, 40)*3 + 1
+    twin = copy.deepcopy(m)
+    small_lsuv(m, m[::2], x)
+    assert all_well(m, m[::2], x) and not any(o._forward_hooks for o in m.modules())
+    assert {r.why for r in lsuv_init(twin, x)} == {'ok'}
+    for a, b in zip(m[::2], twin[::2]): assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-5)
+    rep = lsuv_init(m, x)
+    assert {r.iterations for r in rep} == {0}
+
+def test_the_small_version_on_the_blocks_of_the_lesson(xb):
+    "Convolutions of which each has a bias of its own"
+    m = nn.Sequential(*[conv_layer(a, b, leak=.1, sub=.4) for a, b in zip((1, 8, 16, 32, 64), (8, 16, 32, 64, 64))])
+    small('07a_lsuv', 'small_lsuv')(m, [o[0] for o in m], xb)
+    assert all_well(m, [o[0] for o in m], xb)
 
 
 # --- ConvLayer

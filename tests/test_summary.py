@@ -1,6 +1,7 @@
 "The summary against PyTorch: what it says is so, and the model is as it was"
 import copy, pickle, random, re, subprocess, sys
 from contextlib import suppress
+from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace as NS
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
-from helpers import conv2d as conv, gpu
+from helpers import conv2d as conv, gpu, small
 from minifast.cnn import get_cnn_model
 from minifast.data import DataBunch, Dataset, get_dls
 from minifast.hooks import names_of, original, Hook, leaked_hooks
@@ -468,6 +469,36 @@ def test_the_cnn_and_a_learner():
     learn.data = None
     assert model_summary(learn).inputs == ((1, 64, 64),)     # as for the model alone
 
+def rows_of(o): return [(r.name, r.type, tuple(r.shape), r.params) for r in o]
+
+@pytest.mark.parametrize('nfs', [[8, 16, 32, 64, 64], [8, 16, 32, 32], [3]])
+def test_the_lessons_small_summary_tells_the_same(nfs):
+    small_summary = small('06ac_model_summary', 'small_summary', partial=partial)
+    m = get_cnn_model(data(), nfs, conv)
+    got = small_summary(m, torch.zeros(2, 1, 28, 28))
+    assert got == rows_of(model_summary(m, (28, 28))) and len(got) == 2*len(nfs) + 3
+    assert sum(n for *_, n in got) == count(m) and leaked_hooks(m, foreign=True) == []
+
+def test_what_the_lessons_small_summary_gets_wrong():
+    "Each of these is told in the lesson, and the exported one gets it right"
+    small_summary = small('06ac_model_summary', 'small_summary', partial=partial)
+    def looked(f, m, *args): before = state(m); f(m, *args); same(before, state(m), versions=False)
+    m = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    with pytest.raises(AssertionError): looked(small_summary, m, torch.zeros(2, 4))
+    looked(model_summary, m, (4,))
+    shared = nn.Sequential(m[0], nn.ReLU(), m[0])
+    assert sum(n for *_, n in small_summary(shared, torch.zeros(2, 4))) == 40
+    assert sum(r.params for r in model_summary(shared)) == 20 == count(shared)
+    far = copy.deepcopy(m).to('meta')
+    with pytest.raises(RuntimeError): small_summary(far, torch.zeros(2, 4))
+    assert len(leaked_hooks(far, foreign=True)) == 3
+    clean = copy.deepcopy(m).to('meta')
+    assert shapes(model_summary(clean)) == [(4,)]*3 and leaked_hooks(clean, foreign=True) == []
+    attention = nn.MultiheadAttention(4, 2)   # parameters of its own, which no leaf has
+    leaves = [o for o in attention.modules() if not list(o.children())]
+    own = [p for _, o in units(attention) for p in o.parameters(recurse=False)]
+    assert sum(map(count, leaves)) < sum(p.numel() for p in own) == count(attention)
+
 def test_whatever_has_a_model():
     m = nn.Linear(3, 2)
     assert str(model_summary(NS(model=m))) == str(model_summary(m))
@@ -557,6 +588,8 @@ def test_transformer():
     o = model_summary(m, (5, 8))
     assert o.total == count(m) == sum(r.params for r in o)
     assert [r.name for r in o if r.note == 'not called'] == [f'layers.{i}.self_attn.out_proj' for i in (0, 1)]
+    m(torch.randn(2, 5, 8))[..., 0].sum().backward()   # what isn't called is used all the same
+    assert m.layers[0].self_attn.out_proj.weight.grad.abs().max() > 1e-4
     assert row(o, 'layers.0.self_attn').shape == ((5, 8), 'None') and row(o, 'layers.1.norm2').shape == (5, 8)
 
 def test_order_is_that_of_execution():

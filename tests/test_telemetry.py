@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import pickled as by_pickle, saved as by_save
 from minifast.init import GeneralRelu
-from minifast.telemetry import Log, Meter, Reading, Row, Telemetry, bin_counts, moments
+from minifast.telemetry import Log, Meter, Reading, Row, Telemetry, Watch, bin_counts, moments
 
 nan, inf = math.nan, math.inf
 
@@ -639,3 +639,70 @@ def test_a_sample_is_of_all_places(shape):
         t.step()
     torch.testing.assert_close(sampled.stats, exact_.stats)
     assert abs(sampled.dead[0,0] - exact_.dead[0,0]) < .03 and abs(exact_.dead[0,0] - 2/shape[2]) < 1e-3
+
+
+@pytest.mark.parametrize('kw', [dict(), dict(rng=(-1, 2)), dict(hists=False), dict(near=None, floors=None)], ids=str)
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_a_sample_of_a_small_tensor_is_all_of_it(dtype, kw):
+    xs = [torch.randn(8, 3, 5, 4), torch.randn(7, 5).relu(), torch.randn(9), torch.randn(4, 5, 6, 3).permute(0, 3, 1, 2), torch.ones(1, 4).expand(6, 4)]
+    xs[1][0, :2] = torch.tensor([nan, inf])
+    whole, some = (Telemetry('abcde', sample=n, **{'floors': [0., 0., None, -.4, 1.], **kw}) for n in (None, 1000))
+    for t in (whole, some):
+        for _ in range(3):
+            for i, x in enumerate(xs): t.add(i, x.to(dtype))
+            t.step()
+        t.end()
+    for k in ('stats', 'dead', 'near_zero', 'nonfinite', 'ranges'): assert_close(getattr(some, k), getattr(whole, k), equal_nan=True)
+    assert torch.equal(some.hists, whole.hists); assert_close(some.dead_channels, whole.dead_channels)
+
+def test_samples_wait_on_their_device():
+    "One transfer for all of them, and the numbers of a CPU"
+    xs = [torch.randn(64, 6, 9, 9).relu(), torch.randn(300, 70)]
+    far, here = (Telemetry(['a', 'b'], sample=512) for _ in range(2))
+    Elsewhere.transfers = 0
+    with Waits() as w:
+        for _ in range(3):
+            for i, x in enumerate(xs): far.add(i, x.as_subclass(Elsewhere))
+            far.step()
+    assert w.n and w.seen == [] and Elsewhere.transfers == 0
+    far.end()
+    assert Elsewhere.transfers == 1
+    for _ in range(3):
+        for i, x in enumerate(xs): here.add(i, x)
+        here.step()
+    assert_close(far.stats, here.stats, rtol=1e-5, atol=1e-7); assert_close(far.dead, here.dead); assert torch.equal(far.hists, here.hists)
+
+def test_a_watch_looks_less_often_and_misses_no_step():
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with Watch(net, opt := torch.optim.SGD(net.parameters(), lr=.1), look=3) as w:
+        for _ in range(20):
+            net(torch.randn(5, 4)).square().mean().backward()
+            w.before_step(); opt.step(); w.after_step(); w.end(); opt.zero_grad()
+    assert [o[0] for o in w.flows] == [0, 1, 2, 3, 6, 9, 12, 15, 18] and [o[0] for o in w.steps] == list(range(20))
+
+def test_a_spread_that_float32_can_just_tell():
+    "Items that are equal have none, however large; others have theirs, down to squares that are 0 in float32"
+    lin = nn.Linear(8, 8)
+    def spread(x):
+        with Watch(lin, None) as w: lin(x); w.end()
+        return float(w.flows[0][2][0][1])
+    assert spread(torch.full((7, 8), .1)*1e6) == 0
+    x = torch.randn(7, 8)*1e-25
+    assert spread(x) == pytest.approx(float(x.double().var(0, correction=0).mean().sqrt()), rel=1e-3)
+
+def test_a_step_with_a_closure_makes_its_gradients_itself():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(20, 4)
+    opt = torch.optim.LBFGS(net.parameters(), lr=.1, max_iter=4)
+    def closure():
+        opt.zero_grad()
+        loss = (net(x) - 1).square().mean()
+        loss.backward()
+        return loss
+    with Watch(net, opt) as w:
+        for _ in range(4):
+            old = net.weight.detach().clone()
+            w.before_step(); opt.step(closure); w.after_step(); w.end()
+    size, step, grad, _ = w.steps[-1][1][0]
+    assert_close(size, old.norm()); assert_close(step, (net.weight - old).norm())
+    assert all(rows.isfinite().all() for _, rows in w.steps) and grad > 0 and len(w.flows) == 4
