@@ -71,7 +71,8 @@ def raised(
 
 def _difference(got, want, rtol=1e-4, atol=1e-5):
     "In what `got` differs from `want`, and where most; '' if they are alike"
-    if got is None and want is not None: return 'None came back: is there a `return`?'
+    if got is None and not (want is None or isinstance(want, type)):
+        return 'None came back: is there a `return`?'
     if _is_tensor(want): return _of_tensors(got, want, rtol, atol)
     if isinstance(want, dict): return _of_dicts(got, want, rtol, atol)
     if isinstance(want, (list, tuple)): return _of_lists(got, want, rtol, atol)
@@ -109,8 +110,9 @@ def _of_values(got, want, rtol, atol):
     if ok.all(): return ''
     off = (g-w).abs().nan_to_num(math.inf, math.inf).masked_fill(ok, -1)
     at = tuple(i.item() for i in torch.unravel_index(off.argmax(), off.shape)) if off.dim() else ()
+    if not at: return f'off by {(g-w).item():.4g}'
     values = ' instead of '.join(_number(o[at].item()) for o in (got, want))
-    return f'worst at {list(at)}: {values} ({(~ok).sum()} of {ok.numel()} are off)' if at else values
+    return f'worst at {list(at)}: {values} ({(~ok).sum()} of {ok.numel()} are off)'
 
 def _number(v): return f'{v:.5g}' if isinstance(v, float) else str(v)
 
@@ -141,9 +143,9 @@ def _short(o):
     try: return _cut(repr(o.detach() if _is_tensor(o) else o))
     except Exception as e: return f'{type(o).__name__}, whose repr raises {type(e).__name__}'
 
-def _cut(text):
+def _cut(text, n=90):
     text = ' '.join(text.split())
-    return text if len(text) <= 90 else f'{text[:89]}…'
+    return text if len(text) <= n else f'{text[:n-1]}…'
 
 def _first_numbers(o):
     few = ', '.join(f'{v:.4g}' for v in o.detach().flatten()[:6].tolist())
@@ -283,9 +285,9 @@ def exercise(
     "The exercise `id`"
     found = {ex.id: ex for ex in exercises()}
     if str(id) in found: return found[str(id)]
-    near = difflib.get_close_matches(str(id), found, n=3, cutoff=.5)
-    raise ValueError(f'there is no exercise {id!r}: ' + (
-        f"did you mean {' or '.join(near)}?" if near else 'progress() lists them'))
+    near = difflib.get_close_matches(str(id), found, n=1, cutoff=.5)
+    what = f'did you mean {near[0]}?' if near else 'progress() lists them'
+    raise ValueError(f'there is no exercise {id!r}: {what}')
 
 # %% ../nbs/98_check.ipynb #cceb482c
 _IDLE = set('RESUME NOP CACHE LOAD_CONST RETURN_VALUE RETURN_CONST POP_TOP LOAD_GLOBAL PUSH_NULL '
@@ -306,6 +308,8 @@ def _own(cls):
     made = types.GetSetDescriptorType,types.MemberDescriptorType
     own = [v for k,v in vars(cls).items() if not k.startswith('__annot')]
     return [v for v in own if not isinstance(v, made) and (callable(v) or hasattr(v, '__get__'))]
+
+def _has_values(o): return inspect.isclass(o) and any(k[:2] != '__' for k in vars(o))
 
 def _is_idle(code):
     ops = [o for o in dis.get_instructions(code) if o.opname != 'EXTENDED_ARG']
@@ -460,7 +464,7 @@ def _attempt(ex, objs):
             _limited(lambda: test(*objs), LIMIT)
     except Wrong as e: return Failure('wrong', e.claim, e.got, e.want, e.worst)
     except TooLong as e:
-        return Failure('error', error=f"it didn't end within {LIMIT} s {e}".strip())
+        return Failure('error', error=f"it didn't end within {LIMIT} s {e}", line=_own_line(e))
     except BaseException as e:
         if _unwritten(e): return Failure('not attempted')
         said = ' '.join(f'{type(e).__name__}: {e}'.split())
@@ -561,6 +565,8 @@ def _result(ex, objs):
         f"{ex.id} takes {len(ex.names)} object{'s'[:len(ex.names) > 1]}, got {len(objs)}: "
         f"check('{ex.id}', {', '.join(ex.names)})"))
     empty = [n for n,o in zip(ex.names, objs) if is_stub(o)]
+    if len(empty) < len(objs):   # beside a written one, a class of values may be all there is to do
+        empty = [n for n,o in zip(ex.names, objs) if n in empty and not _has_values(o)]
     failure = Failure('not attempted') if empty else _attempt(ex, objs)
     outcome = failure.outcome if failure else 'passed'
     lines = _message(ex, outcome, failure, empty or ex.names)
@@ -572,14 +578,21 @@ def _message(ex, outcome, failure, names):
     if outcome == 'passed': return [f"{head}. Another way to write it: solution('{ex.id}')"]
     if outcome == 'not attempted': return [f'{head}: write {" and ".join(names)}. {more}']
     if outcome == 'wrong': lines = [f'{head}: {failure.claim}', *_compared(failure)]
-    else: lines = [f'{head}: {_cut(failure.error)}', *_placed(failure)]
+    else: lines = [f'{head}: {_cut(failure.error, 150)}', *_placed(failure)]
     why = _cause(ex, failure)
     return [*lines, f'  Likely cause: {why}' if why else '', more]
 
 def _compared(f):
     if f.want is True and f.got is False: return []
     worst = '' if f.worst == f'{_short(f.got)} instead of {_short(f.want)}' else _cut(f.worst)
-    return [f'  it gave   {_short(f.got)}', f'  right is  {_short(f.want)}', worst and f'  {worst}']
+    got,want = map(_short, _tails(f.got, f.want))
+    return [f'  it gave   {got}', f'  right is  {want}', worst and f'  {worst}']
+
+def _tails(a, b):
+    "Long lists from shortly before the first item in which they differ"
+    if not (isinstance(a, list) and isinstance(b, list) and len(repr(b)) > 90): return a,b
+    same = next((i for i,(x,y) in enumerate(zip(a, b)) if _difference(x, y)), min(len(a), len(b)))
+    return [o if same < 3 else ['…', *o[same-2:]] for o in (a, b)]
 
 def _placed(f):
     return [f'  when it should hold: {f.claim}' if f.claim else '',
