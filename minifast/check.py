@@ -103,14 +103,15 @@ def _of_tensors(got, want, rtol, atol):
 def _plain(o): return str(tuple(o)) if isinstance(o, tuple) else str(o).removeprefix('torch.')
 
 def _of_values(got, want, rtol, atol):
+    import numpy as np
     import torch
     kind = torch.complex128 if want.is_complex() else torch.float64
     g,w = (o.detach().cpu().to(kind) for o in (got, want))
     ok = torch.isclose(g, w, rtol, atol, equal_nan=True)
     if ok.all(): return ''
     off = (g-w).abs().nan_to_num(math.inf, math.inf).masked_fill(ok, -1)
-    at = tuple(i.item() for i in torch.unravel_index(off.argmax(), off.shape)) if off.dim() else ()
-    if not at: return f'off by {(g-w).item():.4g}'
+    if not off.dim(): return f'off by {(g-w).item():.4g}'
+    at = tuple(map(int, np.unravel_index(off.argmax().item(), off.shape)))
     values = ' instead of '.join(_number(o[at].item()) for o in (got, want))
     return f'worst at {list(at)}: {values} ({(~ok).sum()} of {ok.numel()} are off)'
 
