@@ -95,7 +95,7 @@ def _of_tensors(got, want, rtol, atol):
     if not _is_tensor(got): return f'{type(got).__name__} came, where a tensor is right'
     if type(want) is not plain and type(got) is not type(want):
         return f'the class is {type(got).__name__}, not {type(want).__name__}'
-    for what in ('shape', 'dtype', 'device'):
+    for what in ('shape', 'dtype', 'layout', 'device'):
         g,w = (getattr(o, what) for o in (got, want))
         if g != w: return f"its {what} is {_plain(g)}, where {_plain(w)} is right"
     return _of_values(got, want, rtol, atol)
@@ -375,12 +375,12 @@ def _keep_figures():
 def _as_before(objs):
     "Whatever happens in the block: afterwards all is as it was, and nothing was printed"
     with contextlib.ExitStack() as stack:
-        for keep in (_keep_random, _keep_hooks, _keep_figures, _keep_quiet): stack.callback(keep())
-        stack.callback(_keep_torch(objs))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter('ignore')
         for to in (contextlib.redirect_stdout, contextlib.redirect_stderr):
             stack.enter_context(to(StringIO()))
+        for keep in (_keep_random, _keep_hooks, _keep_figures, _keep_quiet): stack.callback(keep())
+        stack.callback(_keep_torch(objs))
         yield
 
 # %% ../nbs/98_check.ipynb #6ea5802c
@@ -399,9 +399,10 @@ def _by_alarm(f, seconds):
         if on: raise TooLong
     before = signal.signal(signal.SIGALRM, stop) or signal.SIG_DFL
     was = signal.setitimer(signal.ITIMER_REAL, seconds, .5)   # again, if somebody caught the first
-    try: return f()
+    try:
+        try: return f()
+        finally: on.clear()   # an alarm that comes from here on does nothing
     finally:
-        on.clear()
         signal.setitimer(signal.ITIMER_REAL, *was)
         signal.signal(signal.SIGALRM, before)
 
@@ -522,10 +523,10 @@ def listing(
     "The exercises and how far you are"
     done,rows,passed = _load(),[],0
     for ex in (found := exercises(lesson)):
-        state = done.get(ex.id, {}).get('outcome', '')
+        state = str(done.get(ex.id, {}).get('outcome', 'open'))
         passed += state == 'passed'
         title = ex.title.replace('`', '')
-        rows.append(f'{ex.id:8} {ex.level}  {ex.minutes:3d} min  {state or "open":13} {title}')
+        rows.append(f'{ex.id:8} {ex.level}  {ex.minutes:3d} min  {state:13} {title}')
     minutes = sum(ex.minutes for ex in found)
     return [*rows, f'{passed} of {len(found)} passed; all take about {minutes} minutes']
 

@@ -239,7 +239,7 @@ class Image(torch.Tensor): pass
 @pytest.mark.parametrize('got, want, says', [
     (1, 2, '1 instead of 2'), (1.1, 1., 'off by 0.1'), (None, 1, 'return'), (tensor(1.), 1., 'a tensor came'), (1., tensor(1.), 'float came'), (True, 1., 'True or False came'),
     (torch.ones(3), torch.ones(3, 1), r'its shape is \(3,\), where \(3, 1\)'), (torch.ones(3).double(), torch.ones(3), 'its dtype is float64, where float32'),
-    (torch.ones(3), torch.ones(3).as_subclass(Image), 'class is Tensor, not Image'), (torch.ones(3, device='meta'), torch.ones(3), 'its device is meta'),
+    (torch.ones(3), torch.ones(3).as_subclass(Image), 'class is Tensor, not Image'), (torch.ones(3, device='meta'), torch.ones(3), 'its device is meta'), (torch.ones(3).to_sparse(), torch.ones(3), 'its layout is sparse_coo, where strided'),
     (tensor([[1., 2, 3], [4, 5, 9]]), tensor([[1., 2, 3], [4, 6, 6]]), r'worst at \[1, 2\]: 9 instead of 6 \(2 of 6 are'),
     (tensor([1., float('nan')]), tensor([1., 2.]), r'worst at \[1\]: nan instead of 2'), (tensor([float('inf'), 1]), tensor([-float('inf'), 1]), r'worst at \[0\]'),
     (tensor(3), tensor(5), 'off by -2'), (tensor(True), tensor(False), 'off by 1'), (None, KeyError, "None instead of <class 'KeyError'>"), ([1, 2], [1, 3], r'first at \[1\]: 2 instead of 3'),
@@ -281,9 +281,9 @@ def test_all_is_put_back(capsys):
         capsys.readouterr()
         r = tried(f)
         assert r.outcome != 'passed'   # warnings are errors then, or it is wrong
-        assert_same(before[0], randomness())
         now = torch.is_grad_enabled(), torch.get_default_dtype(), warnings.filters[:], plt.get_fignums(), plt.show, sys.stdout, sys.stderr
         assert before[1:] == now and not nn.modules.module._global_forward_hooks and plt.gcf() is fig
+        assert_same(before[0], randomness())
         assert 'not seen' not in capsys.readouterr().out.replace(r.message, '')
     plt.close(fig)
 
