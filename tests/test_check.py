@@ -276,6 +276,7 @@ def test_all_is_put_back(capsys):
         print('not seen'), print('not seen', file=sys.stderr)
         return x+x
     fig = plt.figure()
+    assert_same(randomness(), randomness())   # imports what sets filters of its own
     before = randomness(), torch.is_grad_enabled(), torch.get_default_dtype(), warnings.filters[:], plt.get_fignums(), plt.show, sys.stdout, sys.stderr
     for f in (double, lambda x: double(x)*3):
         capsys.readouterr()
