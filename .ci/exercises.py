@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes from nbs/solutions what learners see: the notebooks in nbs/exercises and, in each lesson, the cell
 `## Exercises` and the row **Exercises** of its card. minifast/check.py reads nbs/solutions itself."""
-import argparse, json, re, sys
+import argparse, ast, json, re, sys
 from pathlib import Path
 
 def md(id, src): return dict(cell_type='markdown', id=id, metadata={}, source=src.splitlines(True))
@@ -60,22 +60,41 @@ def listed(found):
 
 def card(found):
     "The row of the lesson's card"
+    if len(found) > 6:
+        times = sorted(ex.minutes for ex in found)
+        return f'| **Exercises** | {len(found)}, of {times[0]} to {times[-1]} minutes each |'
     same = len({ex.measured for ex in found}) == 1
     each = [f'{ex.id} {ex.level} ' + (f'{ex.minutes} min' if same else minutes(ex)) for ex in found]
     note = f' ({found[0].measured})' if same and found[0].measured else ''
     return f'| **Exercises** | {" · ".join(each)}{note} |'
 
+SECTION = re.compile(r'^## Exercises?\n.*?(?=^## |\Z)', re.M | re.S)
+
+def only_stubs(src, names):
+    "Does a cell hold nothing but `def f(): ...` and `class A: ...` of exercises?"
+    try: body = ast.parse(src).body
+    except SyntaxError: return False
+    ends = [o.body[-1] if hasattr(o, 'body') and getattr(o, 'name', '') in names else o for o in body]
+    dots = [isinstance(o, ast.Expr) and getattr(o.value, 'value', 0) is ... for o in ends]
+    return bool(dots) and all(dots)
+
 def renewed(lesson, found):
-    "The lesson with its card and its list of exercises renewed; stubs that stood below the list go"
-    cells = lesson['cells']
-    starts = [i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and source(c).startswith('#')]
-    at = next(i for i in starts if source(cells[i]).startswith('## Exercises'))
-    end = next((i for i in starts if i > at), len(cells))
-    cells = [*cells[:at], dict(cells[at], source=listed(found).splitlines(True)), *cells[end:]]
-    for i, c in enumerate(cells):
-        if c['cell_type'] != 'markdown': continue
-        new = re.sub(r'^\| \*\*Exercises\*\* \|.*$', lambda m: card(found), source(c), flags=re.M)
-        cells[i] = dict(c, source=new.splitlines(True))
+    """The lesson with its card and its list of exercises renewed. Stubs go, and so does the text that stood
+    below the list, up to the next heading, `To read` or `Next`."""
+    cells, inside, names = [], False, {n for ex in found for n in ex.names}
+    for c in lesson['cells']:
+        src = source(c)
+        if c['cell_type'] == 'code':
+            if not only_stubs(src, names): cells.append(c)
+            continue
+        if SECTION.search(src):
+            src, inside = SECTION.sub(lambda m: listed(found) + '\n\n', src).rstrip(), True
+        elif re.match('#|To read|Next:', src): inside = False
+        elif inside: continue
+        src = re.sub(r'^\| \*\*Exercises\*\* \|.*$', lambda m: card(found), src, flags=re.M)
+        cells.append(dict(c, source=src.splitlines(True)))
+    if not any(SECTION.search(source(c)) for c in cells):
+        sys.exit(f'{found[0].lesson} has no heading ## Exercises')
     return dict(lesson, cells=cells)
 
 def made(root):

@@ -1,6 +1,6 @@
 """The sets of exercises: what is made from nbs/solutions is fresh, an unsolved notebook runs to its end, every
 right answer passes, every slip fails with its own sentence, and every stub is not attempted."""
-import json, re, subprocess, sys
+import importlib.util, json, re, subprocess, sys
 
 import pytest
 from helpers import root
@@ -49,6 +49,21 @@ def test_fresh_can_fail(tmp_path):
     r = ci('--check')
     assert r.returncode and all(f'{o}.ipynb' in r.stderr for o in ('nbs/03_losses', 'exercises/03_losses', 'exercises/99_gone'))
     assert ci().returncode == 0 and ci('--check').returncode == 0
+
+def test_what_goes_from_a_lesson():
+    "Stubs go, wherever they stand, and statements below the heading; what is no stub stays"
+    spec = importlib.util.spec_from_file_location('made', root/'.ci/exercises.py')
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    found = exercises('03')
+    def cell(kind, src): return dict(cell_type=kind, source=src.splitlines(True))
+    cells = [cell('markdown', '| **Exercises** | some |'), cell('code', 'def my_cross_entropy(pred, yb): ...'), cell('markdown', 'Text.\n\n## Exercises\n\n| old |'),
+             cell('code', '@deco\ndef topk_accuracy(pred):\n    "doc"\n    ...\nclass binary_cross_entropy: ...'), cell('markdown', 'And another:'),
+             cell('code', 'home.cleanup()'), cell('code', 'def other(): ...'), cell('markdown', 'To read: much')]
+    new = made.renewed(dict(cells=cells), found)['cells']
+    assert [made.source(c) for c in new] == [made.card(found), 'Text.\n\n' + made.listed(found), 'home.cleanup()', 'def other(): ...', 'To read: much']
+    assert made.renewed(dict(cells=new), found)['cells'] == new
+    with pytest.raises(SystemExit, match='03_losses has no heading'): made.renewed(dict(cells=cells[:2]), found)
 
 @pytest.mark.xfail(strict=True, reason='sets are being written')
 def test_every_lesson_with_exercises_has_its_set():
