@@ -62,7 +62,8 @@ def _calling(ms):
     "Those of `ms` that call hooks; of the others it is said how many there are"
     calling = [m for m in ms if calls_hooks(m)]
     if len(calling) < len(ms): warnings.warn(
-        f'not watched, as TorchScript calls no hooks: {len(ms) - len(calling)} of {len(ms)} modules')
+        'not watched, as TorchScript calls no hooks: '
+        f'{len(ms) - len(calling)} of {len(ms)} modules')
     return calling
 
 def _find(ms, model):
@@ -108,7 +109,6 @@ class ActivationStats(HookCallback):
     def begin_fit(self):
         super().begin_fit()
         self.at,self.odd = {m: i for i,m in enumerate(self.watched)},{}
-        self.taken = 0   # steps of the optimiser
         names = list(self.watched.values())
         floors = None if self.near is None else [*map(floor_of, self.at)]
         every = self.settings['every'] or (4 if len(names) > 40 else 1)
@@ -119,11 +119,10 @@ class ActivationStats(HookCallback):
         self.grads = new(near=None) if self.wants_grads else None
         self.watch = Watch(self.model, self.run.opt, look=3)   # which is cheaper
     def begin_batch(self):   # by steps, as not each batch need have one
-        self.watch.noting = self.run.in_train and not self.taken*self.often%self.outputs.every
+        due = not self.watch.taken*self.often % self.outputs.every
+        self.watch.noting = self.run.in_train and due
     def after_backward(self): self.watch.before_step()
-    def after_step(self):
-        self.watch.after_step()
-        self.taken += 1
+    def after_step(self): self.watch.after_step()
     def hook(self, m, inp, outp):
         "Note the first tensor that `m` gave, and see to it that its gradient will be noted"
         t = self.outputs if self.run.in_train else self.valid

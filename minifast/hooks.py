@@ -171,14 +171,15 @@ def _hist(a, bins, lo, hi):
         'and a range (low, high) with low < high')
     if not a.is_cpu: return a.clamp(lo, hi).histc(bins, lo, hi).long()
     # several times faster, but a GPU would have to wait; nan gets a part that is cut off
-    part = ((a - lo)*(bins/(hi - lo))).clamp(0, bins-1).nan_to_num(bins)
+    part = ((a - lo if lo else a)*(bins/(hi - lo))).clamp_(0, bins-1).nan_to_num_(bins)
     return torch.bincount(part.int(), minlength=bins+1)[:bins]
 
 def _counts(a, bins, rng, near, floor):
     "The histogram of `a`, how many are near zero or at `floor`, and how many at `floor`"
     small = a.abs().le_(near)   # 1. or 0., which is faster than True or False
-    dead = torch.zeros_like(a) if floor is None else a.clone().eq_(floor)
-    return _hist(a, bins, *rng),torch.maximum(small, dead).sum().long(),dead.sum().long()
+    dead = a.new_zeros(()) if floor is None else a.clone().eq_(floor)
+    if floor is not None and abs(floor) > near: small = torch.maximum(small, dead)
+    return _hist(a, bins, *rng),small.sum().long(),dead.sum().long()
 
 def _pass_over(hook, mod, what):
     "Say once that `hook` can't measure what `mod` gives"

@@ -76,7 +76,20 @@ def _merge_bins(k, start, counts):
     bins = (low/w).floor().sub(first).clamp(0, n-1).long()
     return bins,torch.stack([first, first + n])*w
 
-# %% ../nbs/06aa_telemetry.ipynb #8d82b1ff
+# %% ../nbs/06aa_telemetry.ipynb #3aac3973
+class Row(NamedTuple):
+    "What is kept of one tensor; from a GPU all fields but `n` are tensors"
+    n:int                # how many values
+    mean:torch.Tensor    # of all of them
+    root:float           # of the sum of squared deviations, which float32 might not hold
+    k:float              # the bins are 2**k wide
+    start:float          # the number of the first bin
+    bad:int              # how many are nan or inf; these are in no bin
+    counts:torch.Tensor  # (bins,)
+    hits:torch.Tensor    # (2,channels) how many are at the floor, near zero; or None
+
+_NUMBERS = 'mean', 'root', 'k', 'start', 'bad'
+
 def _finite(x, m2):
     "`x` with 0 for nan and inf, and how many those are: the int 0 if a CPU sees none"
     if x.is_cpu and math.isfinite(m2): return x,0
@@ -102,21 +115,7 @@ def _histogram(f, m2, room, bins, rng):
         counts.scatter_add_(0, at, -bad.view(1))
     return k,start,bad,counts
 
-# %% ../nbs/06aa_telemetry.ipynb #3aac3973
-class Row(NamedTuple):
-    "What is kept of one tensor; from a GPU all fields but `n` are tensors"
-    n:int                # how many values
-    mean:torch.Tensor    # of all of them
-    root:float           # of the sum of squared deviations, which float32 might not hold
-    k:float              # the bins are 2**k wide
-    start:float          # the number of the first bin
-    bad:int              # how many are nan or inf; these are in no bin
-    counts:torch.Tensor  # (bins,)
-    hits:torch.Tensor    # (2,channels) how many are at the floor, near zero; or None
-
-_NUMBERS = 'mean', 'root', 'k', 'start', 'bad'
-
-# %% ../nbs/06aa_telemetry.ipynb #5ec368f2
+# %% ../nbs/06aa_telemetry.ipynb #5ec368f1
 def _floats(f): return f if f.dtype in (torch.float32, torch.float64) else f.float()
 
 def _by_memory(x):
@@ -194,6 +193,7 @@ def _count_alike(samples, bins, rng, near):
     return [Row(o.n, o.mean, o.root, *row, None if near is None and o.floor is None else h)
             for o,*row,h in zip(samples, *columns)]
 
+# %% ../nbs/06aa_telemetry.ipynb #5ec368f2
 class Meter:
     "Makes a `Row` of a tensor, on the tensor's device and without waiting for it"
     def __init__(self,
@@ -293,7 +293,6 @@ def _unpack(packed, bins):
         rows.append(Row(o.n, *nums.view(torch.float32).tolist(), counts, hits))
     return rows
 
-# %% ../nbs/06aa_telemetry.ipynb #c98a025d
 class _Waiting(NamedTuple):
     "A row that hasn't been fetched yet"
     layer:int
@@ -378,12 +377,11 @@ class Log:
     def __repr__(self):
         return f'Log({len(self.rows)} rows, {len(self.waiting)} waiting)'
 
-# %% ../nbs/06aa_telemetry.ipynb #098a22d9
+# %% ../nbs/06aa_telemetry.ipynb #ed63a1ef
 def _once(f):
     "A property that is computed once, and gives plain tensors in inference mode too"
     return cached_property(torch.inference_mode(False)(f))
 
-# %% ../nbs/06aa_telemetry.ipynb #ed63a1ef
 class Reading:
     "Tables of what a `Log` holds now, each made once; nan where a layer wasn't called"
     def __init__(self,
@@ -628,7 +626,8 @@ def _came(x):
     apart = x - x[:1]   # exactly 0 where all items are equal
     return _rms(x),_rms(apart.sub_(apart.mean(0)))
 
-def _owns(m): return any(p is not None for p in m._parameters.values())
+def _owns(m): # weights of its own, or some that a parametrization makes
+    return 'parametrizations' in m._modules or any(p is not None for p in m._parameters.values())
 
 _RECTIFIERS = nn.ReLU,nn.Hardtanh,nn.GELU
 def _floor(m):
@@ -691,7 +690,8 @@ class Watch:
     ):
         self.model,self.opt,self.it = model,opt,0
         self.noting,self.look = True,look   # `noting`: this batch?
-        self._done,self._every = 0,1        # steps; what `end` got last
+        self.taken = self._done = 0         # steps; those that were noted
+        self._every = 1                     # what `end` got last
         self.flows,self.steps = [],[]   # rows of what has been noted
         self.weights,self._calls,self._params,self._old = [],[],None,None
         self.into,self._last = {},(None, None)   # layer -> the next one, if it takes its output
@@ -720,6 +720,7 @@ class Watch:
     @torch.no_grad()
     def after_step(self):
         "Note what the step has changed"
+        self.taken += 1
         self._done += self.noting
         if self._old is None: return
         (old,grads),self._old = self._old,None

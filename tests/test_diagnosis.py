@@ -212,10 +212,11 @@ def test_the_beginning_may_be_frozen():
     other[6].requires_grad_(False)
     assert told(diagnose(train(other))) == [('frozen', 0, '6')]
 
+@pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('make', [weight_norm, spectral_norm])
-def test_a_parametrized_first_layer(make):
+def test_a_parametrized_first_layer(make, bias):
     "Its matrix is seen, and what makes it is no layer"
-    def first(): return nn.Sequential(make(nn.Linear(32, 32)), nn.ELU(), nn.Linear(32, 4))
+    def first(): return nn.Sequential(make(nn.Linear(32, 32, bias)), nn.ELU(), nn.Linear(32, 4))
     torch.manual_seed(0)
     assert not diagnose(train(first())).rows and diagnose(train(first())).idle == []
     net = first()
