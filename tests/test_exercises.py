@@ -81,7 +81,7 @@ def test_unsolved_notebook_runs(path, capsys):
 def test_solutions_notebook(path):
     "It runs as a notebook does, and its lines can be read"
     run(path)
-    assert max(len(s) for src in code_cells(path) for s in src.split('\n') if not s.startswith('#| slip')) <= 120
+    assert max(len(s) for src in code_cells(path) for s in src.split('\n') if not s.startswith('#|')) <= 120
 
 @pytest.mark.parametrize('ex', every, ids=ids)
 def test_form(ex):
