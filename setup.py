@@ -1,4 +1,4 @@
-"Builds minifast from settings.ini, where name, version, requirements live; the lessons travel in the wheel"
+"Builds minifast from settings.ini, where name, version, requirements live; lessons travel in the wheel"
 from configparser import ConfigParser
 from pathlib import Path
 from shutil import copy2, rmtree
@@ -10,15 +10,18 @@ ini = ConfigParser(delimiters=['='])
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 
+WHERE = {'nbs': 'lessons', 'nbs/exercises': 'lessons/exercises', 'nbs/solutions': 'solutions'}
+
 class BuildWithLessons(build_py):
-    "Copy the notebooks into `minifast/lessons`, where `minifast lessons` finds them"
+    "Copy the notebooks to where `minifast lessons` and `minifast.check` find them"
     def run(self):
         super().run()
         if self.editable_mode: return
-        dest = Path(self.build_lib)/'minifast'/'lessons'
-        rmtree(dest, ignore_errors=True)   # of an earlier build: a lesson may be gone since
-        dest.mkdir(parents=True)
-        for nb in sorted((root/'nbs').glob('*.ipynb')): copy2(nb, dest/nb.name)
+        to = Path(self.build_lib)/'minifast'
+        for d in ('lessons', 'solutions'): rmtree(to/d, ignore_errors=True)   # of an earlier build
+        for src, d in WHERE.items():
+            (to/d).mkdir(parents=True)
+            for nb in sorted((root/src).glob('*.ipynb')): copy2(nb, to/d/nb.name)
 
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
       author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0',

@@ -1,4 +1,5 @@
-"""`minifast train` trains on the packaged digits, `minifast lessons DEST` copies lessons
+"""`minifast train` trains on the packaged digits, `minifast lessons DEST` copies lessons,
+`minifast exercises` lists what is done
 
 Exit status: 0 done; 2 something that the user can mend, said in one line on stderr; 130 interrupted
 (Ctrl-C); 141 nobody reads the output any more. Any other error keeps its traceback."""
@@ -231,17 +232,18 @@ def train(args):
 
 
 def lesson_files():
-    "The lesson notebooks: in the installed package, or beside it in a clone"
+    "Folder and notebooks of the lessons and exercises: in the installed package, or beside it"
     here = Path(__file__).resolve().parent
     for folder in (here/'lessons', here.parent/'nbs'):
-        found = sorted(folder.glob('*.ipynb'))
-        if found: return found
+        found = [p for part in ('*.ipynb', 'exercises/*.ipynb') for p in sorted(folder.glob(part))]
+        if found: return folder, found
     raise UserError('this installation holds no lessons: install minifast again')
 
 
 def copy_lesson(nb, to):
     "Copy `nb` to `to`; False if another file is there already"
     try:
+        to.parent.mkdir(exist_ok=True)
         if not to.exists(): write(to, nb.read_bytes())
         return to.is_file() and to.read_bytes() == nb.read_bytes()
     except OSError as e: raise UserError(
@@ -250,20 +252,34 @@ def copy_lesson(nb, to):
 
 def lessons(args):
     "Copy the lessons to a folder; a file that is there already and differs is kept"
-    dest, found = args.dest, lesson_files()
+    dest, (folder, found) = args.dest, lesson_files()
     try: dest.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(
         f'{dest} is no folder and could not be made one ({e.strerror or e}): name a folder, new '
         'or old, for the lessons') from e
     there, kept = [], []
     try:
-        for nb in found: (there if copy_lesson(nb, dest/nb.name) else kept).append(nb.name)
+        for nb in found:
+            name = nb.relative_to(folder).as_posix()
+            (there if copy_lesson(nb, dest/name) else kept).append(name)
     except KeyboardInterrupt: raise KeyboardInterrupt(f'{len(there)} lessons in {dest}') from None
-    print(f'{len(there)} lesson notebooks of minifast {__version__} are in {dest}')
+    n = sum('/' in name for name in there)
+    print(f'{len(there)-n} lesson notebooks of minifast {__version__} are in {dest}, '
+          f'and {n} with exercises in {dest/"exercises"}')
     if kept:
         print(f"kept, since they differ: {', '.join(kept)}: "
               'name another folder for fresh ones')
     print(f'start with: jupyter lab {dest/"index.ipynb"}')
+    return 0
+
+
+def list_exercises(args):
+    "Print the exercises, of one lesson or of all, and which are done"
+    from minifast.check import exercises, progress
+    known = {ex.lesson.split('_')[0]: ex.lesson for ex in exercises()}
+    if args.lesson not in ('', *known, *known.values()): raise UserError(
+        f"no lesson {args.lesson!r} has exercises: choose from {', '.join(known)}")
+    progress(args.lesson)
     return 0
 
 
@@ -273,6 +289,7 @@ def overview(args):
   minifast train           train a network on the packaged digits, in about 12 s of a core
   minifast train --help    its recipes and options
   minifast lessons DEST    copy the lessons to the folder DEST, to read and run them in Jupyter
+  minifast exercises       list the exercises, and which of them you have done
   minifast --help          all this in more words""")
     return 0
 
@@ -381,6 +398,12 @@ def parser():
         'A file that is there already is never overwritten.'))
     le.add_argument('dest', type=Path, metavar='DEST', help='the folder; made if it does not exist')
     le.set_defaults(func=lessons)
+    what = 'list the exercises and which of them you have done'
+    ex = sub.add_parser('exercises', help=what, description=(
+        'List the exercises of all lessons or of one: id, difficulty, minutes, state, title. '
+        'They are done in the notebooks of the folder exercises, by `check`.'))
+    ex.add_argument('lesson', nargs='?', default='', metavar='LESSON', help='its number, as 05b')
+    ex.set_defaults(func=list_exercises)
     return p
 
 

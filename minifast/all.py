@@ -34,3 +34,4 @@ from .norm_backward import *
 from .norm import *
 from .norms import *
 from .lsuv import *
+from .check import check, hint, progress, solution

@@ -165,8 +165,8 @@ def one_line(capsys, says):
 def test_alone_it_says_what_can_be_done(capsys):
     assert main([]) == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 5 and not err
-    assert all(o in out for o in ('minifast train ', 'minifast train --help', 'minifast lessons DEST', 'minifast --help'))
+    assert len(out.splitlines()) == 6 and not err
+    assert all(o in out for o in ('minifast train ', 'minifast train --help', 'minifast lessons DEST', 'minifast exercises', 'minifast --help'))
 
 WRONG = [('trian', "'trian'.*train.*lessons"), ('lessons', 'DEST'), ('train --foo', '--foo'), ('train --recipe x', 'best.*plain'),
          ('train --epochs 0', "--epochs: '0' is not a whole number from 1"), ('train --epochs 1.5', "'1.5'"),
@@ -280,17 +280,22 @@ def test_interrupted_while_it_reports(n, kept, small, capsys, monkeypatch):
 # ---------------------------------------------------------------- lessons
 
 def test_lessons_and_those_that_differ(tmp_path, capsys):
-    want = {p.name: p.read_bytes() for p in (root/'nbs').glob('*.ipynb')}
+    dest = tmp_path/'a'/'b'
+    want, exercises = ({p.name: p.read_bytes() for p in (root/'nbs').glob(o)} for o in ('*.ipynb', 'exercises/*.ipynb'))
     for _ in range(2):   # the second time all are there already
-        assert main(['lessons', str(tmp_path/'a'/'b')]) == 0
-        assert {p.name: p.read_bytes() for p in (tmp_path/'a'/'b').iterdir()} == want
-        assert f'{len(want)} lesson notebooks' in capsys.readouterr().out
+        assert main(['lessons', str(dest)]) == 0
+        assert {p.name: p.read_bytes() for p in dest.iterdir() if p.is_file()} == want
+        assert {p.name: p.read_bytes() for p in (dest/'exercises').iterdir()} == exercises
+        out = capsys.readouterr().out
+        assert f'{len(want)} lesson notebooks' in out and f'{len(exercises)} with exercises' in out
+    (dest/'exercises'/'03_losses.ipynb').write_text('my answer')
     (tmp_path/'a'/'b'/'00_core.ipynb').write_text('mine')
     (tmp_path/'a'/'b'/'index.ipynb').unlink()
     (tmp_path/'a'/'b'/'index.ipynb').mkdir()
     assert main(['lessons', str(tmp_path/'a'/'b')]) == 0
     out = capsys.readouterr().out
-    assert f'{len(want)-2} lesson' in out and 'kept, since they differ: 00_core.ipynb, index.ipynb' in out
+    assert f'{len(want)-2} lesson' in out and 'kept, since they differ: 00_core.ipynb, index.ipynb, exercises/03_losses.ipynb' in out
+    assert (dest/'exercises'/'03_losses.ipynb').read_text() == 'my answer'
     assert (tmp_path/'a'/'b'/'00_core.ipynb').read_text() == 'mine'
 
 def test_lessons_into_their_own_folder(capsys):
@@ -310,6 +315,16 @@ def test_interrupted_lessons(tmp_path, capsys, monkeypatch):
     assert main(['lessons', str(tmp_path)]) == 130
     assert capsys.readouterr().err == f'minifast: interrupted, and kept: 2 lessons in {tmp_path}\n'
     assert len(names(tmp_path)) == 2
+
+def test_exercises_are_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('MINIFAST_PROGRESS', str(tmp_path/'p.json'))
+    assert main(['exercises']) == 0
+    every = capsys.readouterr().out.splitlines()
+    assert main(['exercises', '05b']) == 0
+    some = capsys.readouterr().out.splitlines()
+    assert set(some[:-1]) < set(every) and all('open' in o and o.startswith('05b.') for o in some[:-1])
+    assert main(['exercises', '05']) == 2
+    one_line(capsys, "no lesson '05' has exercises: choose from 0")
 
 
 # ---------------------------------------------------------------- full disks, closed and broken pipes

@@ -60,8 +60,9 @@ def sdist(dist): return next(dist.glob('*.tar.gz'))
 def test_wheel_holds_the_package_its_data_and_the_lessons(wheel, source):
     assert wheel.name == f'minifast-{version}-py3-none-any.whl'
     names = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
-    lessons = {f'minifast/lessons/{p.name}' for p in source.glob('nbs/*.ipynb')}
-    assert lessons and names == {f'minifast/{p.name}' for p in source.glob('minifast/*.py')} | lessons | data
+    where = {'*.ipynb': 'lessons', 'exercises/*.ipynb': 'lessons/exercises', 'solutions/*.ipynb': 'solutions'}
+    nbs = [{f'minifast/{d}/{p.name}' for p in (source/'nbs').glob(o)} for o, d in where.items()]
+    assert all(nbs) and names == {f'minifast/{p.name}' for p in source.glob('minifast/*.py')}.union(data, *nbs)
 
 def test_data_in_the_wheel_is_whole(wheel):
     for n in data: assert zipfile.ZipFile(wheel).read(n) == (root/n).read_bytes()
@@ -139,19 +140,34 @@ def test_a_wrong_command_says_what_is_right(args, env, tmp_path):
 def test_minifast_alone_says_what_can_be_done(env, tmp_path):
     for cmd in ([env/'minifast'], [env/'python', '-m', 'minifast']):
         r = sh(*cmd, cwd=tmp_path)
-        assert len(r.stdout.splitlines()) == 5 and 'minifast train' in r.stdout and 'minifast lessons' in r.stdout and not r.stderr
+        assert len(r.stdout.splitlines()) == 6 and 'minifast train' in r.stdout and 'minifast lessons' in r.stdout and not r.stderr
 
 def test_lessons_are_copied_and_never_overwritten(env, source, tmp_path):
-    lessons = {p.name: p.read_bytes() for p in source.glob('nbs/*.ipynb')}
+    nbs = source/'nbs'
+    lessons = {p.relative_to(nbs).as_posix(): p.read_bytes() for o in ('*.ipynb', 'exercises/*.ipynb') for p in nbs.glob(o)}
     dest = tmp_path/'a new'/'folder'
     r = sh(env/'minifast', 'lessons', dest, cwd=tmp_path)
-    assert str(len(lessons)) in r.stdout and {p.name: p.read_bytes() for p in dest.iterdir()} == lessons
+    assert {p.relative_to(dest).as_posix(): p.read_bytes() for p in dest.rglob('*.ipynb')} == lessons
     mine, gone, *_ = sorted(lessons)
     (dest/mine).write_text('my own work')
     (dest/gone).unlink()
     r = sh(env/'minifast', 'lessons', dest, cwd=tmp_path)
     assert mine in r.stdout and gone not in r.stdout
     assert (dest/mine).read_text() == 'my own work' and (dest/gone).read_bytes() == lessons[gone]
+
+def test_exercises_answer_and_are_listed(env, tmp_path):
+    "An answer is checked without the repository, and the command knows of it"
+    kept, code = str(tmp_path/'p.json'), '''
+from minifast.all import *
+def error_rate(pred, yb): return accuracy(pred, yb)
+print(check('05b.e1', error_rate).outcome)
+error_rate = lambda pred, yb: (pred.argmax(1) != yb).float().mean()
+error_rate.__name__ = 'error_rate'
+print(check('05b.e1', error_rate).outcome)'''
+    r = sh(env/'python', '-c', code, cwd=tmp_path, MINIFAST_PROGRESS=kept)
+    assert re.search('05b.e1 wrong.*^wrong$.*05b.e1 passed.*^passed$', r.stdout, re.M | re.S)
+    r = sh(env/'minifast', 'exercises', '05b', cwd=tmp_path, MINIFAST_PROGRESS=kept)
+    assert re.search('05b.e1 .* passed +error_rate', r.stdout)
 
 def test_lessons_into_a_file(env, tmp_path):
     (tmp_path/'x').write_text('')
