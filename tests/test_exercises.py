@@ -65,7 +65,6 @@ def test_what_goes_from_a_lesson():
     assert made.renewed(dict(cells=new), found)['cells'] == new
     with pytest.raises(SystemExit, match='03_losses has no heading'): made.renewed(dict(cells=cells[:2]), found)
 
-@pytest.mark.xfail(strict=True, reason='sets are being written')
 def test_every_lesson_with_exercises_has_its_set():
     have = {p.name for p in solutions}
     lessons = {p.name for p in (root/'nbs').glob('[0-9]*.ipynb') if '| **Exercises** |' in p.read_text(encoding='utf-8')}
