@@ -9,11 +9,13 @@ __all__ = ['IMAGE_EXTENSIONS', 'mnist_folder', 'get_files', 'get_image_files', '
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
+
+try: from backports import tarfile   # what Python itself has from 3.10.12, 3.11.4, 3.12 on
+except ImportError: import tarfile
 
 from .core import listify
 from .data import get_data
@@ -142,7 +144,8 @@ _TIMES = 20   # an archive of pictures unpacks to about its own size: this often
 def _look_at(f, tar, dest):
     "A ValueError for the first member of `tar` that mustn't be unpacked into `dest`"
     if not hasattr(tarfile, 'data_filter'): raise RuntimeError(
-        f'Python {sys.version.split()[0]} unpacks without checks: take 3.10.12, 3.11.4 or newer')
+        f'Python {sys.version.split()[0]} unpacks without checks: install some by '
+        "pip install 'minifast[files]'")
     total,most = 0,max(_TIMES*f.stat().st_size, 2**20)
     for m in tar:
         if m.name.startswith('/') or PureWindowsPath(m.name).anchor: raise ValueError(
