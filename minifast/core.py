@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['shows_error', 'listify', 'camel2snake', 'ListContainer', 'set_seed', 'map_leaves', 'default_device', 'to_device',
-           'to_cpu', 'to_floats']
+           'to_cpu', 'to_floats', 'live_display']
 
 # %% ../nbs/00_core.ipynb #ae3f6f25
 import os
 import random
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -211,3 +212,11 @@ def to_floats(
     for idxs in groups.values():
         for i,f in zip(idxs, _one_tensor([res[i] for i in idxs]).tolist()): res[i] = f
     return [float(v) for v in res]
+
+# %% ../nbs/00_core.ipynb #a1c0d1e3
+def live_display()->str: # 'notebook', 'terminal', or '' for a pipe or a file
+    "Where a bar can be drawn"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if hasattr(shell, 'kernel'): return 'notebook'
+    try: return 'terminal' if sys.stdout.isatty() else ''
+    except (AttributeError, ValueError): return ''   # None, or no file, or a closed one

@@ -17,7 +17,7 @@ from typing import NamedTuple
 try: from backports import tarfile   # what Python itself has from 3.10.12, 3.11.4, 3.12 on
 except ImportError: import tarfile
 
-from .core import listify
+from .core import listify, live_display
 from .data import get_data
 
 # %% ../nbs/04b_files.ipynb #1b45a91b
@@ -133,8 +133,7 @@ class _Resume:
 
 def _bar(blocks, size):
     "`blocks` with a bar, where one can be seen"
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    if size < 2**24 or not (hasattr(shell, 'kernel') or sys.stdout.isatty()): return blocks
+    if size < 2**24 or not live_display(): return blocks
     from fastprogress.fastprogress import progress_bar
     return progress_bar(blocks, total=-(-size//2**18))
 

@@ -119,8 +119,7 @@ class ActivationStats(HookCallback):
         self.grads = new(near=None) if self.wants_grads else None
         self.watch = Watch(self.model, self.run.opt, look=3)   # which is cheaper
     def begin_batch(self):   # by steps, as not each batch need have one
-        due = not self.watch.taken*self.often % self.outputs.every
-        self.watch.noting = self.run.in_train and due
+        self.watch.noting = self.in_train and not self.watch.taken*self.often%self.outputs.every
     def after_backward(self): self.watch.before_step()
     def after_step(self): self.watch.after_step()
     def hook(self, m, inp, outp):

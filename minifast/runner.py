@@ -15,7 +15,7 @@ import time
 import torch
 
 from .callback import Callback, CancelTrainException, callable_name, listens
-from .core import camel2snake, listify, to_floats
+from .core import camel2snake, listify, live_display, to_floats
 from .loop import (CallbackList, Ends, Fitting, Tidy, as_pair, in_number, keeps_gradients,
                            measure, n_items, skips, to_all, where_is)
 
@@ -311,13 +311,6 @@ class TrainingLoop(Runner):
     brings = ()
 
 # %% ../nbs/05b_early_stopping.ipynb #aec87715
-def _live_display():
-    "Where bars can be drawn: 'notebook', 'terminal', or '' for a pipe or a file"
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    if hasattr(shell, 'kernel'): return 'notebook'
-    try: return 'terminal' if sys.stdout.isatty() else ''
-    except (AttributeError, ValueError): return ''   # None, or no file, or a closed one
-
 class _Bars:
     "A bar for the epochs, one for the batches, and the table between them, by fastprogress"
     def __init__(self, where, epochs):
@@ -358,7 +351,7 @@ class ProgressCallback(Callback):
         self.bars = self.before = None   # in a fit: the bars, and the run's own logger
 
     def begin_fit(self):
-        where = _live_display() if self.display is None else self.display
+        where = live_display() if self.display is None else self.display
         owner = getattr(self.run.logger, '__self__', None)   # another one may have taken it
         if not where or not self.epochs or isinstance(owner, ProgressCallback): return
         self.bars = _Bars(where, self.epochs)

@@ -32,6 +32,8 @@ class Dataset:
         classes:list=None, # their names in order; None: those of the folders, sorted
         size:int=64, # height and width in pixels that all pictures get
     ):
+        if isinstance(path, (list, tuple)): raise TypeError(
+            f'got {len(path)} files: give the folder in which each class has a folder of its own')
         self.path,self.size,self.files = Path(path),size,get_image_files(path)
         if not self.files: raise ValueError(f'{path} holds no pictures: give a folder that does')
         folders = {f.parent.name: f.parent for f in self.files}
@@ -78,7 +80,7 @@ def _start(ds):
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the process that trains
 
-def _work(idxs): return [o.numpy() for o in collate(idxs, _ds)]
+def _work(idxs): return collate(idxs, _ds)   # tensors come back by shared memory
 
 class DataLoader:
     "Batches of a dataset, in order or shuffled, read here or by `n_workers` processes"
@@ -106,11 +108,9 @@ class DataLoader:
             out = deque()
             for o in chunks:
                 out.append(pool.submit(_work, o))
-                if len(out) > 2*self.n_workers: yield _tensors(out.popleft())
-            while out: yield _tensors(out.popleft())
+                if len(out) > 2*self.n_workers: yield out.popleft().result()
+            while out: yield out.popleft().result()
         finally: pool.shutdown(cancel_futures=True)
-
-def _tensors(future): return tuple(map(torch.from_numpy, future.result()))
 
 # %% ../nbs/19_learner.ipynb #0f320085
 class Normalize:
@@ -156,6 +156,9 @@ class Module:
     def training(self, on):
         self._training = on
         for m in self.children(): m.training = on
+    def train(self, on=True):
+        "The same by PyTorch's name, so that a Learner takes its modules too"
+        self.training = on
     def __call__(self, *args):
         res = self.forward(*args)
         if self.hook is not None: self.hook(res, args)
@@ -304,7 +307,7 @@ class Learner:
         train:bool, # or validate?
     ):
         "Go once through the data"
-        self.model.training = train
+        self.model.train(train)
         self.dl = self.dls.train if train else self.dls.valid
         with _until(CancelEpochException), torch.set_grad_enabled(train):
             self('before_epoch')

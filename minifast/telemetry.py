@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .hooks import (Hooks, calls_hooks, first_tensor, floor_of, name_of,
+from .hooks import (Hooks, calls_hooks, first_tensor, floor_of, name_of, names_of,
                             unmeasurable)
 
 # %% ../nbs/06aa_telemetry.ipynb #01130141
@@ -679,7 +679,8 @@ def _stack(ts):
 
 def _tells(m):
     "Is `m` worth a look: has it weights, or can it die or saturate?"
-    return _owns(m) or _floor(m) is not None or _kind(m) in ('norm', 'Tanh')
+    tells = _owns(m) or _floor(m) is not None or _kind(m) in ('norm', 'Tanh')
+    return tells and calls_hooks(m)
 
 class Watch:
     "What passes through each layer of `model`, and what each step of `opt` does to its weights"
@@ -690,13 +691,11 @@ class Watch:
     ):
         self.model,self.opt,self.it = model,opt,0
         self.noting,self.look = True,look   # `noting`: this batch?
-        self.taken = self._done = 0         # steps; those that were noted
-        self._every = 1                     # what `end` got last
+        self.taken,self._done,self._every = 0,0,1   # steps; those noted; what `end` got last
         self.flows,self.steps = [],[]   # rows of what has been noted
         self.weights,self._calls,self._params,self._old = [],[],None,None
         self.into,self._last = {},(None, None)   # layer -> the next one, if it takes its output
-        named = {m: name_of(n) for n,m in model.named_modules() if calls_hooks(m)}
-        self._names = {m: n or _ITSELF for m,n in named.items() if _tells(m)}
+        self._names = {m: n or _ITSELF for m,n in names_of(model).items() if _tells(m)}
         self.kinds = {n: _kind(m) for m,n in self._names.items()}   # layer -> what it is
         self.hooks = Hooks(list(self._names), self._note, called_as='note')
     @property

@@ -1,5 +1,6 @@
 "Lesson 00: lists, names, seeds, devices"
 import copy
+import io
 import os
 import pickle
 import random
@@ -17,7 +18,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from minifast import core
-from minifast.core import (ListContainer, camel2snake, default_device, listify, map_leaves, set_seed, shows_error,
+from minifast.core import (ListContainer, camel2snake, default_device, listify, live_display, map_leaves, set_seed, shows_error,
                            to_cpu, to_device, to_floats)
 
 Batch = namedtuple('Batch', 'xb yb')
@@ -512,3 +513,17 @@ def test_import_does_no_work():
 
 def test_every_name_is_documented():
     for name in core.__all__: assert getattr(core, name).__doc__
+
+
+@pytest.mark.parametrize('out', [None, object(), io.StringIO()])
+def test_no_bars_where_none_can_be_seen(out, monkeypatch):
+    monkeypatch.setattr('sys.stdout', out)
+    monkeypatch.delitem(sys.modules, 'IPython', raising=False)
+    assert live_display() == ''
+
+def test_bars_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    monkeypatch.setattr('sys.stdout', Terminal())
+    monkeypatch.delitem(sys.modules, 'IPython', raising=False)
+    assert live_display() == 'terminal'

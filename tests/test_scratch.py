@@ -514,3 +514,18 @@ def test_plots():
     for cb in (cycle, find): Learner(lin(), dls(), cross_entropy, .1, [cb]).fit(2)
     for o in (cycle.plot(), find.plot()): assert o.get_xlabel() and o.get_ylabel()
     assert find.plot().get_xscale() == 'log' and len(cycle.plot().lines[0].get_xdata()) == 6
+
+
+# --- what comes from elsewhere
+
+def test_a_learner_takes_pytorchs_modules():
+    "… and every layer of them is in the mode of the pass"
+    class Modes(Callback):
+        def before_fit(self): self.seen = []
+        def after_batch(self): self.seen.append({m.training for m in self.model.modules()})
+    net = nn.Sequential(nn.Sequential(nn.Linear(6, 8), nn.Dropout()), nn.Linear(8, 3))
+    Learner(net, dls(), cross_entropy, .1, [modes := Modes()]).fit(1)
+    assert modes.seen == [{True}]*3 + [{False}]*3
+
+def test_a_list_of_files_is_no_folder(digits):
+    with pytest.raises(TypeError, match='got 2 files: give the folder'): Dataset([digits/'a.jpg', digits/'b.jpg'])
