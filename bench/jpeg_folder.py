@@ -1,11 +1,14 @@
 """Pictures a second, read from a folder of JPEGs: the DataLoader of lesson 19 with 0, 1 and 2 workers, and
 PyTorch's over the same Dataset, so with the same decode; then the same folder held in memory as bytes.
 
-    python bench/jpeg_folder.py [--n 1000] [--side 160] [--rounds 3]
+    python bench/jpeg_folder.py [--n 1000] [--side 160] [--rounds 9]
 
-The loaders take turns in one process, a whole epoch each, and the best round counts. The photographs are made
+The loaders take turns in one process, in another order each round, a whole epoch each with the start of its
+workers; the median round counts, and every ratio is to PyTorch's with the same number of workers. The photographs are made
 up (smooth noise): what a decoder has to do depends on their size and sharpness."""
 import argparse
+import random
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -46,23 +49,26 @@ def main(n, side, rounds, bs=64):
     with tempfile.TemporaryDirectory() as tmp:
         make(Path(tmp), n, side)
         ds = Dataset(tmp)
-        loaders = {}
+        loaders, memory = {}, 'in memory, after the first epoch'
         for k in (0, 1, 2):
             loaders[f'lesson 19, {k} workers'] = DataLoader(ds, bs, True, k)
             loaders[f'PyTorch, {k} workers'] = TorchLoader(ds, bs, True, num_workers=k)
         start = time.perf_counter()
-        loaders['in memory, after the first epoch'] = InMemory(ds, bs)
+        loaders[memory] = InMemory(ds, bs)
         first = n/(time.perf_counter() - start)
-        best = dict.fromkeys(loaders, 0)
+        rates = {k: [] for k in loaders}
         for _ in range(rounds):
-            for k, dl in loaders.items(): best[k] = max(best[k], epoch(dl))
-    print(f'{n} JPEGs of {side*4//3}x{side}, bs {bs}, best of {rounds}, '
+            for k in random.sample(list(loaders), len(loaders)): rates[k].append(epoch(loaders[k]))
+    mid = {k: statistics.median(v) for k, v in rates.items()}
+    print(f'{n} JPEGs of {side*4//3}x{side}, bs {bs}, medians of {rounds}, '
           f'cpu, one thread a process, torch {torch.__version__}')
-    print(f'{"loader":34} {"pictures/s":>11}  beside PyTorch, 0 workers')
-    for k, v in best.items(): print(f'{k:34} {v:11,.0f}  {v/best["PyTorch, 0 workers"]:.2f}')
+    print(f'{"loader":34} {"pictures/s":>11}  beside PyTorch')
+    for k, v in mid.items():
+        same = mid[k.replace('lesson 19', 'PyTorch').replace(memory, 'PyTorch, 0 workers')]
+        print(f'{k:34} {v:11,.0f}  {v/same:.2f}')
     print(f'{"in memory, the first epoch":34} {first:11,.0f}')
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for k, v in dict(n=1000, side=160, rounds=3).items(): p.add_argument(f'--{k}', type=int, default=v)
+    for k, v in dict(n=1000, side=160, rounds=9).items(): p.add_argument(f'--{k}', type=int, default=v)
     main(**vars(p.parse_args()))
