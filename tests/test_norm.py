@@ -293,7 +293,13 @@ def test_sums_over_low_precision_are_made_in_float32():
     m(data((10, 1, 20, 15)).bfloat16()).float().sum().backward()
     assert m.bias.grad.item() == 3000   # 3008 in bfloat16
 
-@pytest.mark.parametrize('low', [torch.bfloat16, torch.float16])
+def half_norms():
+    try: return nn.LayerNorm(2).half()(torch.ones(2, 2).half()) is not None
+    except RuntimeError: return False   # PyTorch 2.1 has none on a CPU
+
+LOW = [torch.bfloat16, pytest.param(torch.float16, marks=[] if half_norms() else pytest.mark.skip('no float16 norms'))]
+
+@pytest.mark.parametrize('low', LOW)
 @pytest.mark.parametrize('kind', pairs((5, 6, 3, 4)))
 def test_a_whole_module_in_low_precision(kind, low):
     a, b = pairs((5, 6, 3, 4))[kind]

@@ -511,6 +511,8 @@ class Elsewhere(torch.Tensor):
         Elsewhere.transfers += 1
         return self.as_subclass(torch.Tensor)
 
+elsewhere = pytest.mark.skipif(torch.__version__.startswith('2.1.'), reason='PyTorch 2.1 makes no subclass under a mode')
+
 class Waits(TorchDispatchMode):
     "Notes the operations that a GPU would make the CPU wait for"
     ops = ('_local_scalar_dense', 'item', 'nonzero', 'bincount', 'unique', '_unique2', 'masked_select', 'equal', 'is_nonzero')
@@ -531,6 +533,7 @@ def test_waits_are_noticed():
 
 ELSEWHERE = {'fitted': dict(), 'fixed': dict(rng=(-1, 2)), 'no histograms': dict(hists=False), 'plain': dict(near=None, floors=None)}
 
+@elsewhere
 @pytest.mark.parametrize('kw', ELSEWHERE)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_a_device_is_not_waited_for(dtype, kw):
@@ -661,6 +664,7 @@ def test_a_sample_of_a_small_tensor_is_all_of_it(dtype, kw):
     for k in ('stats', 'dead', 'near_zero', 'nonfinite', 'ranges'): assert_close(getattr(some, k), getattr(whole, k), equal_nan=True)
     assert torch.equal(some.hists, whole.hists); assert_close(some.dead_channels, whole.dead_channels)
 
+@elsewhere
 def test_samples_wait_on_their_device():
     "One transfer for all of them, and the numbers of a CPU"
     xs = [torch.randn(64, 6, 9, 9).relu(), torch.randn(300, 70)]
