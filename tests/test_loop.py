@@ -1166,6 +1166,7 @@ def test_one_callback_in_two_runners():
 
 # ---------------------------------------------------------------- no values to read
 
+@pytest.mark.skipif(torch.__version__.startswith('2.1.'), reason='PyTorch 2.1 has no AdamW on meta')
 def test_on_the_meta_device():
     "Shapes without numbers: the loop reads no value. The averages do, but in after_epoch, not in a batch"
     b = torch.zeros(5, 4, device='meta'),torch.zeros(5, dtype=torch.long, device='meta')
