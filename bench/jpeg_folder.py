@@ -4,8 +4,8 @@ PyTorch's over the same Dataset, so with the same decode; then the same folder h
     python bench/jpeg_folder.py [--n 1000] [--side 160] [--rounds 9]
 
 The loaders take turns in one process, in another order each round, a whole epoch each with the start of its
-workers; the median round counts, and every ratio is to PyTorch's with the same number of workers. The photographs are made
-up (smooth noise): what a decoder has to do depends on their size and sharpness."""
+workers; the median round counts, and every ratio is to PyTorch's with the same number of workers. The
+photographs are made up (smooth noise): what a decoder has to do depends on their size and sharpness."""
 import argparse
 import random
 import statistics
