@@ -463,7 +463,7 @@ def _vanishing(t, lim):
         s = _since(its, last.spread < lim.faint*start, lim.long)
         back = max(3*float(last.spread[its.index(s or its[0])]), lim.faint*start/10)
         if s is not None and last.spread[-1] < back:
-            yield _faint(t, seen, s, float(last.spread[-1]))
+            yield _faint(t, seen, s, lim.faint*start)
             return
     ill = {}
     for group in {t.weights[i].group for i in t.matrices}:   # each has a rate of its own
@@ -479,16 +479,18 @@ def _vanishing(t, lim):
                 'its steps are 10,000 times smaller than those of the other layers',
                 'a tenth to ten times', 'another start (06c init), or a norm (07 batch norm)')
 
-def _faint(t, seen, since, spread):
+def _faint(t, seen, since, floor):
     known = [i for i in t.matrices if t.weights[i].layer in t.rank]
     small = [i for i in known if t.size[i,0] < .25*t.weights[i].usual]
     spreads = torch.stack([t.flow[n][1].spread[-1] for n in seen]).nan_to_num(0)
-    ratios = spreads[1:]/spreads[:-1]   # where it falls most, or the first of those that share it
-    first = seen[int((ratios <= 2*ratios[ratios.isfinite()].min()).nonzero()[0])]
+    heard = int((spreads >= floor).cumprod(0).sum())   # layers; behind them is only rounding
+    ratios = (spreads[1:]/spreads[:-1])[:max(heard, 1)].nan_to_num(0)
+    # where it falls most, or the first of those that share it
+    first = seen[int((ratios <= 2*ratios.min()).nonzero()[0])]
     if small: first = min((t.weights[i].layer for i in small), key=t.rank.get)
     layers = tuple(n for n in seen if t.rank[n] >= t.rank[first])
     return Cause('scale' if small else 'vanishing', since, first, layers,
-                 f'at {seen[-1]} the items differ by {spread:.1g}', '.1 or more',
+                 f'at {seen[-1]} the items differ by {spreads[-1]:.1g}', '.1 or more',
                  'larger weights (06c init, 07a LSUV), or a norm (07 batch norm)')
 
 # %% ../nbs/06ab_diagnosis.ipynb #a26fd124

@@ -167,14 +167,12 @@ def test_a_group_with_a_small_rate_of_its_own_is_not_vanishing():
     assert not diagnose(train(net, opt))
 
 def test_five_hundred_layers_in_ten_lines():
-    rows = []
-    for seed in range(3):   # where in the net it begins depends on the weights
+    "All of them share the blame, from the first on: what is behind the loss of the signal is rounding, and no place"
+    for seed in range(3):
         set_seed(seed)
         net = nn.Sequential(*[m for _ in range(250) for m in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 4))
         d = diagnose(train(zoo.kaiming(net, 1.25), n=9))
-        assert told(d)[0][:2] == ('vanishing', 0) and len(repr(d).split('\n')) <= 10
-        rows.append(len(d.rows))
-    assert max(rows) > 20
+        assert told(d)[0] == ('vanishing', 0, '0') and len(repr(d).split('\n')) <= 10 and len(d.rows) > 20
 
 def test_blocks_are_named_in_few_words():
     names = tuple(f'blocks.{i}.{o}' for i in range(3, 12) for o in ('a', 'b'))
